@@ -13,5 +13,7 @@ def linear():
     with torch.no_grad():
         model[1].weight.copy_(torch.randn(5, 48, generator=source))
         model[1].bias.copy_(-model[1].weight.sum(1) / 2)
-    x = 0.45 + 0.1 * torch.rand(40, 3, 4, 4, generator=source)
-    return model.eval(), x, model(x).argmax(1)
+    x = 0.45 + 0.1 * torch.rand(60, 3, 4, 4, generator=source)
+    best = model(x).topk(2, dim=1)
+    clear = (best.values[:, 0] - best.values[:, 1]).topk(40).indices  # not so near the boundary that rounding decides
+    return model.eval(), x[clear], best.indices[clear, 0]
