@@ -33,7 +33,7 @@ RGB = torch.tensor(
     ]
 )
 LUMA = torch.tensor([0.2126, 0.7152, 0.0722])  # Rec. 709
-DARK, LIGHT = (0.16, 0.36), (0.60, 0.84)  # the two bands of luma; object and background never share one
+DARK, LIGHT = (0.24, 0.42), (0.58, 0.76)  # the two bands of luma; object and background never share one
 NOISE = 0.04  # the largest pixel noise; triangular, standard deviation NOISE / √6
 CHUNK = 128
 
@@ -130,14 +130,14 @@ def _factors(index: np.ndarray, seed: int, spurious: float) -> dict[str, Tensor]
         "background": one_of(len(PATTERNS)),
         "background_colour": one_of(len(COLOURS)),
         "polarity": one_of(2),
-        "scale": between(0.44, 0.68),
+        "scale": between(0.36, 0.60),
         "rotation": between(-math.pi / 4, math.pi / 4),
     }
     room = 0.98 - f["scale"]
     f["centre_x"], f["centre_y"] = room * between(-1, 1), room * between(-1, 1)
     # Two tones each for object and background, at opposite ends of their band, in either order.
-    dark = torch.stack([between(DARK[0], 0.22), between(0.28, DARK[1])], 1)
-    light = torch.stack([between(LIGHT[0], 0.68), between(0.76, LIGHT[1])], 1)
+    dark = torch.stack([between(DARK[0], 0.30), between(0.36, DARK[1])], 1)
+    light = torch.stack([between(LIGHT[0], 0.64), between(0.70, LIGHT[1])], 1)
     for name, band in (("tone", f["polarity"] == 0), ("background_tone", f["polarity"] == 1)):
         tones = torch.where(band[:, None], dark, light)
         f[name] = torch.where(one_of(2)[:, None] == 0, tones, tones.flip(1))
