@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from kit.report.intervals import _array
 
 WIDTH, DPI = 7.0, 100  # inches, and dots per inch: 700 px, the book's column
-# Okabe and Ito's colours ("Color Universal Design", 2008), dark and light in turn so that neighbours differ in grey too.
+# Okabe and Ito's colours ("Color Universal Design", 2008), dark and light in turn: neighbours differ in grey too.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "--")
-PRINT = {"facecolor": "white", "edgecolor": "white", "metadata": {"Software": None}, "bbox_inches": "tight"}
+PRINT: Any = {"facecolor": "white", "edgecolor": "white", "metadata": {"Software": None}, "bbox_inches": None}
 
 
 def style() -> None:
@@ -31,30 +31,30 @@ def style() -> None:
 
     from kit.report.numbers import in_kernel
 
-    matplotlib.rcParams.update(
-        {
-            "figure.figsize": (WIDTH, 3.2),
-            "figure.dpi": DPI,
-            "figure.facecolor": "white",
-            "axes.facecolor": "white",
-            "savefig.facecolor": "white",
-            "savefig.transparent": False,
-            "savefig.dpi": "figure",
-            "font.size": 10,
-            "axes.titlesize": 10,
-            "axes.labelsize": 10,
-            "legend.fontsize": 9,
-            "axes.grid": False,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.prop_cycle": cycler(color=COLOURS) + cycler(linestyle=LINES) + cycler(marker=MARKERS),
-            "lines.linewidth": 1.5,
-            "lines.markersize": 4,
-            "image.interpolation": "nearest",
-            "image.cmap": "gray",
-            "svg.hashsalt": "kit",
-        }
-    )
+    look: Any = {
+        "figure.figsize": (WIDTH, 3.2),
+        "figure.dpi": DPI,
+        "figure.facecolor": "white",
+        "figure.constrained_layout.use": True,
+        "axes.facecolor": "white",
+        "savefig.facecolor": "white",
+        "savefig.transparent": False,
+        "savefig.dpi": "figure",
+        "font.size": 10,
+        "axes.titlesize": 10,
+        "axes.labelsize": 10,
+        "legend.fontsize": 9,
+        "axes.grid": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.prop_cycle": cycler(color=COLOURS) + cycler(linestyle=LINES) + cycler(marker=MARKERS),
+        "lines.linewidth": 1.5,
+        "lines.markersize": 4,
+        "image.interpolation": "nearest",
+        "image.cmap": "gray",
+        "svg.hashsalt": "kit",
+    }
+    matplotlib.rcParams.update(look)
     if in_kernel():
         from IPython import get_ipython
         from IPython.core.pylabtools import select_figure_formats
@@ -105,8 +105,8 @@ def show(
 ) -> Figure:
     """A grid of images (N, C, H, W) in [0, 1], pixels as squares.
 
-    `masks` (N, H, W) are outlined; `heatmaps` (N, H, W) are laid over the image in grey, from zero to each map's
-    largest absolute value: light to dark where a map has one sign, orange against blue where it has both. `scale` is
+    `masks` (N, H, W) are outlined; `heatmaps` (N, H, W) are laid over the image in grey, up to each map's
+    largest absolute value: light to dark where a map has one sign, orange (+) against purple (-) where it has both. `scale` is
     the grid's width as a share of the column. Raises ValueError for other shapes.
     """
     pictures = _images(images)
@@ -134,8 +134,8 @@ def show(
         if heat is not None:
             top = float(np.abs(heat).max()) or 1.0
             signed = heat.min() < 0 < heat.max()
-            low, cmap = (-top, "PuOr_r") if signed else (0.0, "viridis_r")
-            axes.imshow(heat if signed else np.abs(heat), vmin=low, vmax=top, cmap=cmap, alpha=0.75)
+            low, cmap = (-top, "PuOr_r") if signed else (0.0, "Oranges")
+            axes.imshow(heat if signed else np.abs(heat), vmin=low, vmax=top, cmap=cmap, alpha=0.65)
         outline = outlines[i]
         if outline is not None and 0 < outline.mean() < 1:
             for colour, width in (("white", 3.0), ("black", 1.2)):  # visible on any image

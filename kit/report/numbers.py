@@ -1,4 +1,4 @@
-"""Numbers worth keeping: shown in the chapter, stored in its outputs, collected by the scoreboard and the regressions."""
+"""Numbers worth keeping: shown in the chapter, stored in its outputs, and collected by the scoreboard."""
 from __future__ import annotations
 
 import json

@@ -11,8 +11,8 @@ from kit.report.numbers import digits, records, text
 
 HEAD = """# Scoreboard
 
-What the committed notebooks measured under the quick profile, beside what the papers report. The quick profile uses small
-embedded data, so that its numbers show the same effect at another scale; intervals are 95 %. `kit scoreboard` writes this
+What the committed notebooks measured under the quick profile, beside what the papers report. The quick profile uses
+small embedded data: its numbers show the same effect at another scale. Intervals are 95 %. `kit scoreboard` writes this
 page from the notebooks.
 """
 
@@ -38,7 +38,7 @@ def _row(entry: dict[str, Any]) -> str:
     if "paper" in entry:
         gap = entry["value"] - entry["paper"]
         paper = text(entry["paper"], unit)
-        difference = f"{'+' if gap >= 0 else ''}{digits(gap, unit)}{' points' if unit == '%' else ' ' + unit if unit else ''}"
+        difference = f"{'+' if gap >= 0 else ''}{digits(gap, unit)} {'points' if unit == '%' else unit}".rstrip()
         if entry.get("better") and gap:
             difference += " (better)" if (gap > 0) == (entry["better"] == "higher") else " (worse)"
     if "source" in entry:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from kit.run.files import PACKAGE, ROOT, UserError, chapters, versions
 from kit.run.notebooks import Result
@@ -57,8 +59,9 @@ def _summary(results: list[Result]) -> None:
         if result.cell:
             console.print(escape(result.cell.rstrip()), soft_wrap=True)
         if result.detail:
-            console.print(result.detail, markup=False, highlight=False, soft_wrap=True)
-        console.print(f"[red]{escape(result.error)}[/red]", soft_wrap=True)
+            console.print(Text.from_ansi(result.detail.rstrip()), soft_wrap=True)
+        if not result.detail.rstrip().endswith(result.error):
+            console.print(f"[red]{escape(result.error)}[/red]", soft_wrap=True)
         if result.output != result.notebook and result.output.exists():
             console.print(f"What it did until then: {escape(_short(result.output))}", soft_wrap=True)
     table = Table("notebook", "seconds", "peak memory", "device", "status")
@@ -79,13 +82,13 @@ def _summary(results: list[Result]) -> None:
 @app.command()
 def run(
     notebooks: Annotated[list[Path] | None, typer.Argument(help="Notebooks or folders; none means the book.")] = None,
-    profile: Annotated[str, typer.Option(help="quick (embedded data) or full (real data, the paper's scale).")] = "quick",
+    profile: Annotated[str, typer.Option(help="quick (embedded data) or full (the paper's scale).")] = "quick",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     jobs: Annotated[int, typer.Option(help="How many notebooks run at once.")] = 1,
     seed: Annotated[int, typer.Option(help="The notebooks' seed.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the executed copies (default runs/<profile>).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run also what is up to date.")] = False,
-    in_place: Annotated[bool, typer.Option("--in-place", help="Refresh the notebooks' own, committed outputs.")] = False,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Refresh the notebooks' own outputs.")] = False,
     timeout: Annotated[float | None, typer.Option(help="Seconds a notebook may take.")] = None,
 ) -> None:
     """Execute notebooks; skip what is up to date."""
@@ -133,31 +136,26 @@ def _listing(title: str, rows: list[dict[str, Any]]) -> None:
 def data_list() -> None:
     """The data sets and whether they are at hand."""
     with _mistakes():
-        import kit.data
-
-        _listing("data", kit.data.listing())
+        _listing("data", import_module("kit.data").listing())
 
 
 @models.command("list")
 def models_list() -> None:
     """The trained networks, with what they reach."""
     with _mistakes():
-        import kit.models
-
-        _listing("models", kit.models.listing())
+        _listing("models", import_module("kit.models").listing())
 
 
 def _recipe(name: str) -> Any:
-    """How `name` is trained. Recipes that need an attack live in `kit.defend.RECIPES`, which `kit.models` must not import."""
-    import kit.models
-
+    """How `name` is trained: by `kit.defend.RECIPES`, if it needs an attack, else by `kit.models.train`."""
+    plain = import_module("kit.models").train
     try:
-        import kit.defend
+        defend = import_module("kit.defend")
     except ModuleNotFoundError as error:
         if error.name != "kit.defend":
             raise
-        return kit.models.train
-    return getattr(kit.defend, "RECIPES", {}).get(name, kit.models.train)
+        return plain
+    return getattr(defend, "RECIPES", {}).get(name, plain)
 
 
 @models.command("train")
@@ -169,12 +167,10 @@ def models_train(
 ) -> None:
     """Train a network by its recipe, and save it with its entry in the manifest."""
     with _mistakes():
-        import kit.models
-
         options = {"device": device, "seed": seed, "epochs": epochs}
         given = {key: value for key, value in options.items() if value is not None}
         model, entry = _recipe(name)(name, **given)
-        path = kit.models.save(model, entry)
+        path = import_module("kit.models").save(model, entry)
         _listing(name, [{key: value for key, value in entry.items() if not isinstance(value, dict | list)}])
         console.print(f"saved: {escape(_short(Path(path)))}", soft_wrap=True)
 

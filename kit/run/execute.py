@@ -23,7 +23,7 @@ PROBE = "__import__('kit.run.probe', fromlist=['probe']).probe()"
 
 
 def _engine(emit: Callable[[dict[str, Any]], None], seen: dict[str, Any]) -> str:
-    """Register papermill's engine with this interpreter as the kernel; `seen` receives the probe and the cell at work."""
+    """Register a papermill engine whose kernel is this interpreter; `seen` receives the probe and the cell at work."""
     import ipykernel.kernelspec
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
@@ -81,6 +81,8 @@ def clean(original: Any, executed: Any, note: dict[str, Any]) -> Any:
     """
     import copy
 
+    import nbformat
+
     nb = copy.deepcopy(original)
     nb.nbformat_minor = max(5, nb.nbformat_minor)
     runs = [c for c in executed.cells if c.cell_type == "code"]
@@ -95,14 +97,16 @@ def clean(original: Any, executed: Any, note: dict[str, Any]) -> Any:
             cell.outputs, cell.execution_count = run.outputs, run.execution_count
     for cell in injected:
         at = next(i for i, c in enumerate(nb.cells) if "parameters" in c.metadata.get("tags", []))
-        cell.id, cell.metadata = "injected-parameters", type(cell.metadata)(tags=["injected-parameters"])
+        cell.id, cell.metadata = "injected-parameters", nbformat.from_dict({"tags": ["injected-parameters"]})
         nb.cells.insert(at + 1, cell)
     kept = {k: v for k, v in nb.metadata.items() if k not in ("papermill", "widgets", "kernelspec", "language_info")}
-    nb.metadata = type(nb.metadata)(
-        kept,
-        kernelspec={"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-        language_info={"name": "python", "pygments_lexer": "ipython3"},
-        kit={**kept.get("kit", {}), "stamp": note},
+    nb.metadata = nbformat.from_dict(
+        {
+            **kept,
+            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+            "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+            "kit": {**kept.get("kit", {}), "stamp": note},
+        }
     )
     return nb
 
@@ -117,7 +121,7 @@ def _stderr(nb: Any) -> tuple[str, str] | None:
 
 
 def _write(nb: Any, target: Path, *, keep_same: bool) -> None:
-    """Write beside `target` and move into place. With `keep_same`, leave a file that differs in volatile parts alone."""
+    """Write beside `target` and move into place; with `keep_same` not where only volatile parts would change."""
     import nbformat
 
     if keep_same and target.exists():
@@ -139,7 +143,7 @@ def _write(nb: Any, target: Path, *, keep_same: bool) -> None:
 
 
 def execute(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Run the job's notebook and return its outcome. The partial notebook is at `job["partial"]` unless it succeeded."""
+    """Run the job's notebook and return its outcome; unless it succeeded, `job["partial"]` is what it did."""
     seen: dict[str, Any] = {}
     partial, target = Path(job["partial"]), Path(job["target"])
     start = time.monotonic()

@@ -143,7 +143,7 @@ def _check(profile: str, device: str, seed: int, jobs: int, timeout: float | Non
     if timeout is not None and timeout <= 0:
         raise UserError(f"the time limit is a positive number of seconds, not {timeout:g}")
     if in_place and {"profile": profile, "device": device, "seed": seed} != DEFAULTS:
-        raise UserError("committed outputs are those of the default parameters: give in-place no profile, device or seed")
+        raise UserError("committed outputs are those of the defaults: give --in-place no other profile, device or seed")
     if device == "cuda":
         import torch
 
@@ -273,7 +273,7 @@ def _execute(job: Job, environment: dict[str, str], limit: float, stopping: thre
             process.stdin.flush()
             for line in process.stdout:
                 last = json.loads(line)
-                if "cell" in last:
+                if "of" in last:
                     job.share, job.source = (last["cell"] - 1) / last["of"], last["source"]
         except (BrokenPipeError, json.JSONDecodeError):  # killed in the middle of a line
             last = {}
