@@ -1,10 +1,12 @@
 """How the committed notebooks are compared: `pytest --nbval notebooks -n 2 --dist loadscope`.
 
-Each notebook runs again in this interpreter, in its own folder, on one thread and without a GPU, as `kit run --in-place`
-ran it. Text must be the same. A number may differ by 2 % or by 0.001, or by one in the last decimal that is printed,
-which is rounding; a cell sets its own tolerance in its metadata: `{"kit": {"tolerance": {"rel": 0.1, "abs": 0.02}}}`.
+Each notebook runs again in this interpreter, in its own folder, on one thread and without a GPU, as under
+`kit run --in-place`. Text must be the same. A number may differ by 2 % or by 0.001, or, printed with two digits or more,
+by one in its last decimal, which is rounding; what `record` stores has no such allowance. A cell sets its own tolerance
+in its metadata: `{"kit": {"tolerance": {"rel": 0.1, "abs": 0.02}}}`.
 Images in PNG are not compared. A cell that was never executed fails.
 """
+
 from __future__ import annotations
 
 import json
@@ -24,23 +26,25 @@ NUMBER = re.compile(
 
 
 def value(number: str) -> tuple[float, float]:
-    """A printed number, and how much one in its last decimal is worth (0 for an integer)."""
+    """A printed number, and how much one in its last decimal is worth (0 for an integer, or for a single digit)."""
     plain = number.replace(",", "").replace("−", "-")
     mantissa, _, exponent = plain.lower().partition("e")
     decimals = len(mantissa.partition(".")[2])
-    last = 10.0 ** (int(exponent or 0) - decimals) if decimals or exponent else 0.0
+    rounded = (decimals or exponent) and len(re.sub(r"\D", "", mantissa).lstrip("0")) >= 2
+    last = 10.0 ** (int(exponent or 0) - decimals) if rounded else 0.0
     return float(plain), last
 
 
 class Approximate(str):
-    """Text whose numbers are equal within a tolerance."""
+    """Text whose numbers are equal within a tolerance, and if `printed` also when they differ by rounding."""
 
     rel: float
     abs: float
+    printed: bool
 
-    def __new__(cls, text: str, rel: float, abs: float) -> Approximate:
+    def __new__(cls, text: str, rel: float, abs: float, printed: bool = True) -> Approximate:
         found = super().__new__(cls, text)
-        found.rel, found.abs = rel, abs
+        found.rel, found.abs, found.printed = rel, abs, printed
         return found
 
     def __eq__(self, other: object) -> bool:
@@ -51,7 +55,7 @@ class Approximate(str):
             return False
         for a, b in zip(here[1::2], there[1::2], strict=True):
             (x, last_x), (y, last_y) = value(a), value(b)
-            rounding = 1.001 * max(last_x, last_y)
+            rounding = 1.001 * max(last_x, last_y) if self.printed else 0.0
             if not math.isclose(x, y, rel_tol=self.rel, abs_tol=max(self.abs, rounding)):
                 return False
         return True
@@ -85,8 +89,9 @@ def pytest_configure(config: Any) -> None:
     sanitize, setup, runtest = IPyNbCell.sanitize, IPyNbFile.setup, IPyNbCell.runtest
 
     def approximate(self: Any, found: Any) -> Any:
-        text = found if isinstance(found, str) else json.dumps(found, indent=1, sort_keys=True)
-        return Approximate(sanitize(self, text), **tolerance(self.cell))
+        printed = isinstance(found, str)
+        text = found if printed else json.dumps(found, indent=1, sort_keys=True)
+        return Approximate(sanitize(self, text), **tolerance(self.cell), printed=printed)
 
     def here(self: Any, kernel_name: str) -> KernelSpec:
         """This interpreter, whatever an installed kernel points to, and a history that is not written to disk."""

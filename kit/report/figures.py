@@ -3,6 +3,7 @@
 Every function returns a `Figure` that no window manager knows: a notebook shows it as the last line of a cell, or by
 `display`, once. `style()` in a chapter's first cell sets the look for figures made with pyplot as well.
 """
+
 from __future__ import annotations
 
 import math
@@ -18,7 +19,7 @@ from kit.report.intervals import _array
 
 WIDTH, DPI = 7.0, 100  # inches, and dots per inch: 700 px, the book's column
 # Okabe and Ito's colours ("Color Universal Design", 2008), dark and light in turn: neighbours differ in grey too.
-COLOURS = ("#000000", "#E69F00", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7")
+COLOURS = ("#000000", "#E69F00", "#0072B2", "#56B4E9", "#D55E00", "#CC79A7", "#009E73")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "--")
@@ -106,8 +107,8 @@ def show(
     """A grid of images (N, C, H, W) in [0, 1], pixels as squares.
 
     `masks` (N, H, W) are outlined; `heatmaps` (N, H, W) are laid over the image in grey, up to each map's
-    largest absolute value: light to dark where a map has one sign, orange (+) against purple (-) where it has both. `scale` is
-    the grid's width as a share of the column. Raises ValueError for other shapes.
+    largest absolute value: light to dark where a map has one sign, orange (+) against purple (-) where it has both.
+    `scale` is the grid's width as a share of the column. Raises ValueError for other shapes.
     """
     pictures = _images(images)
     n = len(pictures)

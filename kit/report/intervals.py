@@ -1,4 +1,5 @@
 """How sure a number is: 95 % intervals, and a test for two methods tried on the same images."""
+
 from __future__ import annotations
 
 from typing import Any

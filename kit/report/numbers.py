@@ -1,4 +1,5 @@
 """Numbers worth keeping: shown in the chapter, stored in its outputs, and collected by the scoreboard."""
+
 from __future__ import annotations
 
 import json

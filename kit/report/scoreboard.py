@@ -1,4 +1,5 @@
 """The scoreboard: every recorded number of the book beside the paper's, one table per chapter."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,5 @@
 """A plain table: the same text every time, readable on dark and light pages."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

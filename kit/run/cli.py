@@ -1,4 +1,5 @@
 """The command line, `kit`. Torch is imported only by the commands that compute."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -4,6 +4,7 @@ The job is one line of JSON on stdin. Stdin then stays open as a lifeline: when 
 closes, and this process ends with its kernel. Events go to stdout, one line of JSON each: `{"cell": 3, "of": 12, …}`
 as cells start, and last `{"status": …}`.
 """
+
 from __future__ import annotations
 
 import ast

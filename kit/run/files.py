@@ -2,6 +2,7 @@
 
 Only the standard library and PyYAML, because a run with nothing to do must not wait for heavier imports.
 """
+
 from __future__ import annotations
 
 import ast

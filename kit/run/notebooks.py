@@ -3,6 +3,7 @@
 Each notebook runs in a process of its own (`kit.run.execute`), with a time limit and its share of the cores. What is
 up to date is skipped, so that the same command goes on where it was stopped.
 """
+
 from __future__ import annotations
 
 import json

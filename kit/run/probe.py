@@ -1,4 +1,5 @@
 """Asked of a notebook's kernel once the notebook has run: what it computed on, and how much memory that took."""
+
 from __future__ import annotations
 
 import sys
