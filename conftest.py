@@ -1,9 +1,9 @@
 """How the committed notebooks are compared: `pytest --nbval notebooks -n 2 --dist loadscope`.
 
 Each notebook runs again in this interpreter, in its own folder, on one thread and without a GPU, as under
-`kit run --in-place`. Text must be the same. A number may differ by 2 % or by 0.001, or, printed with two digits or more,
-by one in its last decimal, which is rounding; what `record` stores has no such allowance. A cell sets its own tolerance
-in its metadata: `{"kit": {"tolerance": {"rel": 0.1, "abs": 0.02}}}`.
+`kit run --in-place`. Text must be the same. A number may differ by 2 % or by 0.001, or, printed with two digits or
+more, by one in its last decimal, which is rounding; what `record` stores has no such allowance. A cell sets its own
+tolerance in its metadata: `{"kit": {"tolerance": {"rel": 0.1, "abs": 0.02}}}`.
 Images in PNG are not compared. A cell that was never executed fails.
 """
 

@@ -18,6 +18,7 @@ import pytest
 from kit.run import execute, files, notebooks
 from kit.run.files import UserError
 from kit.run.notebooks import run
+from kit.run.probe import probe
 
 PARAMETERS = 'profile = "quick"\ndevice = "auto"\nseed = 0'
 
@@ -361,3 +362,13 @@ def test_the_kernel_environment_keeps_the_gpu_only_where_it_may(monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" not in found
     assert found["OMP_NUM_THREADS"] == "3"
     assert found["PYTHONPATH"].split(os.pathsep) == [str(files.ROOT), "elsewhere"]
+
+
+def test_the_probe_names_the_gpu_only_if_it_was_used(monkeypatch):
+    for used, device in ((True, "H"), (False, "cpu")):
+        cuda = SimpleNamespace(is_initialized=lambda used=used: used, get_device_name=lambda: "H")
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+        assert probe()["device"] == device
+    monkeypatch.delitem(sys.modules, "torch")
+    assert probe()["device"] == "cpu"
+    assert 20 < probe()["memory"] < 100_000
