@@ -1,0 +1,136 @@
+"""The one loop. Half the course optimises something that is not the image, and differs only in what fills five slots:
+
+    x(v)  = map(v)                   identity · tanh · decoder · flow · pasted patch · mask
+    ℓ(v)  = objective(x(v), k)       what to maximise, one number per image (N,)
+    ℓ, g  = oracle(ℓ, v, memory)     autograd · an average over transforms · a look-ahead · finite differences
+    v     ← project(rule(v, g, memory))
+    keep                             the last v, or per image the best
+"""
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kit.core.balls import L1, L2, Linf
+from kit.core.checks import check_gradient
+
+Memory = dict[str, Tensor]
+Rule = Callable[[Tensor, Tensor, Memory], Tensor]
+Oracle = Callable[[Callable[[Tensor], Tensor], Tensor, Memory], tuple[Tensor, Tensor]]
+
+
+class Trace:
+    """What an optimisation did. Pass `trace=Trace()`; afterwards `.values` (steps, N) holds the objective at each step,
+    and with `images=True` `.images` (steps, N, C, H, W) the image it was read at."""
+
+    def __init__(self, images: bool = False):
+        self.values, self.images = torch.empty(0), torch.empty(0)
+        self._wants_images = images
+        self._values: list[Tensor] = []
+        self._images: list[Tensor] = []
+
+    def add(self, value: Tensor, x: Tensor) -> None:
+        self._values.append(value.detach().cpu())
+        if self._wants_images:
+            self._images.append(x.detach().cpu().contiguous())
+
+    def close(self) -> None:
+        """Put the chunk of images whose steps are all in beside those before it."""
+        for name, steps in (("values", self._values), ("images", self._images)):
+            if steps:
+                done, new = getattr(self, name), torch.stack(steps)
+                setattr(self, name, torch.cat([done, new], 1) if len(done) else new)
+                steps.clear()
+
+
+def optimise(
+    objective: Callable[[Tensor, int], Tensor],
+    v: Tensor,
+    *,
+    steps: int,
+    rule: Rule,
+    map: Callable[[Tensor], Tensor] = lambda v: v,
+    oracle: Oracle | None = None,
+    project: Callable[[Tensor], Tensor] = lambda v: v,
+    keep: str = "last",
+    trace: Trace | None = None,
+) -> Tensor:
+    """argmax_v objective(map(v)), by `steps` steps from v. Returns the v that `keep` names; v itself is not changed.
+
+    objective(x, k) -> (N,) may read the step k (schedules); oracle(f, v, memory) -> (f(v), ascent direction) and
+    rule(v, g, memory) -> v share a memory, so that a look-ahead can read the momentum. keep="best" compares the values
+    that the oracle reports, image by image, and evaluates the last v too (one forward pass more).
+    Cost: `steps` calls of the oracle; the default one is a forward and a backward pass to the input alone.
+    Raises ValueError when the objective is not (N,) or NaN at the first step; warns when a gradient is zero there.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be 1 or more, not {steps}")
+    if keep not in ("last", "best"):
+        raise ValueError(f"keep must be 'last' or 'best', not {keep!r}")
+    oracle = oracle or gradient
+    v = v.detach()
+    memory: Memory = {}
+    best_v, best = v, None
+    for k in range(steps):
+
+        def f(u: Tensor, k: int = k) -> Tensor:
+            return objective(map(u), k)
+
+        value, g = oracle(f, v, memory)
+        if k == 0:
+            if value.shape != (len(v),):
+                raise ValueError(f"the objective must return one number per image, not the shape {tuple(value.shape)}")
+            check_gradient(value, g)
+        if trace is not None:
+            trace.add(value, map(v))
+        if keep == "best":
+            best_v, best = _better(best_v, best, v, value)
+        v = project(rule(v, g, memory))
+    if keep == "last":
+        return v
+    with torch.no_grad():
+        return _better(best_v, best, v, objective(map(v), steps))[0]
+
+
+def _better(best_v, best, v, value):
+    value = value.detach()
+    if best is None:
+        return v, value
+    wins = value > best
+    return torch.where(wins.view(-1, *[1] * (v.dim() - 1)), v, best_v), torch.where(wins, value, best)
+
+
+def gradient(f: Callable[[Tensor], Tensor], v: Tensor, memory: Memory | None = None) -> tuple[Tensor, Tensor]:
+    """The oracle that differentiates: (f(v), ∇_v f). Of the sum, since each f_i depends on its own image alone."""
+    v = v.detach().requires_grad_()
+    value = f(v)
+    return value.detach(), torch.autograd.grad(value.sum(), v)[0]
+
+
+def steepest(ball: Linf | L2 | L1, step: float | Tensor) -> Rule:
+    """The longest climb within a step of that norm: the sign (l∞), the normalised gradient (l2), few pixels (l1)."""
+    return lambda v, g, memory: ball.step(v, g, step)
+
+
+def momentum(ball: Linf | L2 | L1, step: float | Tensor, mu: float = 1.0) -> Rule:
+    """m ← μ m + g / mean|g|, then the steepest step along m (Dong et al. 2018, equation 6)."""
+
+    def rule(v: Tensor, g: Tensor, memory: Memory) -> Tensor:
+        g = g / g.abs().mean(dim=tuple(range(1, g.dim())), keepdim=True).clamp_min(1e-30)
+        memory["m"] = mu * memory["m"] + g if "m" in memory else g
+        return ball.step(v, memory["m"], step)
+
+    return rule
+
+
+def adam(lr: float, betas: tuple[float, float] = (0.9, 0.999), tiny: float = 1e-8) -> Rule:
+    """Adam, climbing (Kingma and Ba 2015, algorithm 1)."""
+
+    def rule(v: Tensor, g: Tensor, memory: Memory) -> Tensor:
+        b1, b2 = betas
+        t = memory["t"] = memory.get("t", torch.zeros(())) + 1
+        m = memory["m"] = b1 * memory.get("m", torch.zeros_like(v)) + (1 - b1) * g
+        u = memory["u"] = b2 * memory.get("u", torch.zeros_like(v)) + (1 - b2) * g * g
+        return v + lr * (m / (1 - b1 ** float(t))) / ((u / (1 - b2 ** float(t))).sqrt() + tiny)
+
+    return rule

@@ -1,0 +1,128 @@
+"""How passes through a model are run, decided once: chunk size, memory layout, evaluation mode, nothing leaked."""
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kit.core.checks import check_images, check_labels, check_model
+from kit.core.loop import Trace
+from kit.core.model import QueryCounter, asking
+from kit.core.seeding import ambient_randomness_kept, generator
+
+# Small chunks stay in the cache: on a CPU one batch of 1536 costs 2 to 3 times more per image than one of 64.
+PIXELS = {"cpu": 64 * 32 * 32, "cuda": 2048 * 32 * 32}
+
+
+def chunk_size(x: Tensor) -> int:
+    """How many of these images go through a model together: 64 of 32×32 on a CPU, at least 8 of any size."""
+    return max(8, PIXELS.get(x.device.type, PIXELS["cuda"]) // (x.shape[-1] * x.shape[-2]))
+
+
+def chunks(x: Tensor) -> Iterator[slice]:
+    """The slices of a batch that go through a model together."""
+    size = chunk_size(x)
+    for start in range(0, len(x), size):
+        yield slice(start, min(start + size, len(x)))
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """Channels last on a CPU, where convolutions then need 0.5 to 0.8 of the time; convolutions pass the layout on."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
+@contextmanager
+def borrowed(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Evaluation mode and gradients on inside; after it the modes and the ambient random state are as they were."""
+    modes = [(m, m.training) for m in getattr(model, "modules", lambda: ())()]
+    try:
+        with ambient_randomness_kept(x.device), torch.inference_mode(False), torch.enable_grad():
+            for module, _ in modes:
+                module.training = False
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def per_image(function: Callable | None = None, *, split: tuple[str, ...] = (), labels: bool = True) -> Any:
+    """Make `function(model, x, …)`, written for one chunk of images, a method that keeps the contracts on any batch.
+
+    It checks the images, the labels (`y`, `target`) and the model; borrows the model; splits x, y, target, a tensor
+    `eps` or `step` and the arguments named in `split` into chunks; and joins the results, which are tensors (N, …),
+    or tuples or dictionaries of them. A `trace` and a `QueryCounter` see whose images they deal with.
+    """
+    if function is None:
+        return functools.partial(per_image, split=split, labels=labels)
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def method(*args, **kwargs):
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        values = call.arguments
+        model, x = values["model"], values["x"]
+        check_images(x)
+        x = values["x"] = x.detach().clone() if x.is_inference() else x.detach()
+        with borrowed(model, x):
+            classes = check_model(model.model if isinstance(model, QueryCounter) else model, x)
+            for name in ("y", "target"):
+                if values.get(name) is not None and labels:
+                    check_labels(values[name], x, classes, name)
+            several = {
+                name: values[name] for name in {"x", "y", "target", "eps", "step", *split} & values.keys()
+                if isinstance(values[name], Tensor) and values[name].dim() and len(values[name]) == len(x)
+            }
+            if "generator" in values and values["generator"] is None:
+                values["generator"] = generator()
+            results = []
+            for rows in chunks(x):
+                for name, value in several.items():
+                    values[name] = laid_out(value[rows]) if value.dim() == 4 else value[rows]
+                with asking(model, torch.arange(rows.start, rows.stop)):
+                    results.append(function(*call.args, **call.kwargs))
+                if isinstance(values.get("trace"), Trace):
+                    values["trace"].close()
+        return _joined(results)
+
+    return method
+
+
+def take(index: Tensor, *values: Any) -> list[Any]:
+    """The rows `index` of each argument that is a tensor with one entry per image, and the others as they are."""
+    return [v[index] if isinstance(v, Tensor) and v.dim() else v for v in values]
+
+
+def _joined(results: list) -> Any:
+    first = results[0]
+    if isinstance(first, Tensor):
+        return torch.cat([r.detach() if not r.requires_grad else r for r in results]).contiguous()
+    if isinstance(first, dict):
+        return {key: _joined([r[key] for r in results]) for key in first}
+    return type(first)(_joined(list(parts)) for parts in zip(*results, strict=True))
+
+
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's logits (N, K), in chunks, in evaluation mode, without gradients. Cost: one forward pass."""
+    check_images(x)
+    with borrowed(model, x), torch.no_grad():
+        return torch.cat([model(laid_out(x[rows])) for rows in chunks(x)])
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """The share of images that the model labels y. Cost: one forward pass."""
+    z = logits(model, x)
+    check_labels(y, x, z.shape[1])
+    return float((z.argmax(1) == y).float().mean())
+
+
+def fooled(model: nn.Module, x_adv: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    """Whether each returned image is classified as something else than y, or as its target: (N,) bool.
+
+    Success is always measured so, on the tensor that an attack returned. Cost: one forward pass.
+    """
+    predicted = logits(model, x_adv).argmax(1)
+    return predicted != y if target is None else predicted == target
