@@ -2,7 +2,6 @@
 and no address of another host on a page that does not use it."""
 
 import hashlib
-import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from sphinx.errors import ExtensionError
 MATHJAX_PACKAGE = "sphinx-mathjax-offline"
 MATHJAX_FILE = "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js"
 MATHJAX_SHA256 = "a4354ff94fd868aea0cc6eaaa79a57fda0588646fc46ee3700a349ee0a11cbe6"
+# Where MathJax would look for the speech of its menu, which the book does not show.
+SPEECH_HOST = b"https://cdn.jsdelivr.net/npm/"
 
 
 def hide_dead_buttons(app: Sphinx, config) -> None:
@@ -41,10 +42,11 @@ def copy_mathjax(app: Sphinx) -> None:
         raise ExtensionError(
             f"{source.name} of {MATHJAX_PACKAGE} is not MathJax 3.2.2's: install the version in requirements.lock"
         )
+    content = content.replace(SPEECH_HOST, b"")
     target = Path(app.outdir) / "_static" / app.config.mathjax_path
-    if not target.exists() or target.stat().st_size != len(content):
+    if not target.exists() or target.read_bytes() != content:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        target.write_bytes(content)
 
 
 def drop_thebe(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:

@@ -138,7 +138,7 @@ def main():
             axes.tick_params(labelsize=8)
             axes.set_ylim(0, None)
             axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(HERE / "course.png", dpi=160, metadata={"Software": None})
+    figure.savefig(HERE / "course.png", dpi=130, metadata={"Software": None})
     print(f"test image {i}: {y[i]} -> {guess}")
     for weights, *_, label in curves:
         reached = accuracy(*weights, fgsm(*weights, x, y, EPS), y)
