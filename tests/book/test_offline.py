@@ -151,17 +151,17 @@ def test_an_address_in_one_place_brings_the_buttons(tmp_path):
     for name in ("_ext", "_static", "assets"):
         shutil.copytree(ROOT / "book" / name, tmp_path / "book" / name)
     (tmp_path / "_config.yml").write_text(yaml.safe_dump(config))
-    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: index\nchapters:\n  - file: chapter\n")
-    (tmp_path / "index.md").write_text("# Index\n\nText.\n")
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/index\nchapters:\n  - file: book/chapter\n")
+    (tmp_path / "book" / "index.md").write_text("# Index\n\nText.\n")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
     cell = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# Chapter\n\n$x^2$"}
     notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": [cell]}
-    (tmp_path / "chapter.ipynb").write_text(json.dumps(notebook))
+    (tmp_path / "book" / "chapter.ipynb").write_text(json.dumps(notebook))
     result = subprocess.run(BUILD, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    text = (tmp_path / "_build" / "html" / "chapter.html").read_text()
-    assert "https://colab.research.google.com/github/someone/something/blob/main/chapter.ipynb" in text
-    assert "https://mybinder.org/v2/gh/someone/something/main?urlpath=lab/tree/chapter.ipynb" in text
+    text = (tmp_path / "_build" / "html" / "book" / "chapter.html").read_text()
+    assert "https://colab.research.google.com/github/someone/something/blob/main/book/chapter.ipynb" in text
+    assert "https://mybinder.org/v2/gh/someone/something/main?urlpath=lab/tree/book/chapter.ipynb" in text
     assert "btn-source-repository" in text
     assert foreign_in_html(text) == []
 
