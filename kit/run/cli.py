@@ -204,6 +204,18 @@ def scoreboard() -> None:
 
 
 @app.command()
+def book() -> None:
+    """Build the book from this machine's quick run, where there is one, and print the page to open."""
+    with _mistakes():
+        from kit.run.book import build
+
+        runs = ROOT / "runs" / "quick"
+        with console.status("building the book"):
+            page = build(ROOT, runs=runs if runs.is_dir() else None)
+        console.print(f"open {escape(str(page))}", soft_wrap=True)
+
+
+@app.command()
 def version() -> None:
     """The versions of kit, python and torch."""
     found = versions()

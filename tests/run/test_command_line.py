@@ -159,6 +159,21 @@ def test_the_scoreboard_is_written_from_the_chapters(monkeypatch, tmp_path):
     assert (tmp_path / "book" / "scoreboard.md").read_text().startswith("# Scoreboard")
 
 
+def test_the_book_is_built_from_the_runs_where_there_are_any(monkeypatch, tmp_path):
+    calls = []
+
+    def build(out, runs):
+        calls.append((out, runs))
+        return out / "index.html"
+
+    module(monkeypatch, "kit.run.book", build=build)
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    assert f"open {tmp_path / 'index.html'}" in call("book").output
+    (tmp_path / "runs" / "quick").mkdir(parents=True)
+    call("book")
+    assert calls == [(tmp_path, None), (tmp_path, tmp_path / "runs" / "quick")]
+
+
 def test_version_and_a_light_start():
     """Starting imports nothing heavy, so that a run with nothing to do takes under a second."""
     code = (
