@@ -1,5 +1,5 @@
-"""The three things that `_config.yml` cannot say: MathJax from the book itself, buttons only when they lead somewhere,
-and no address of another host on a page that does not use it."""
+"""What `_config.yml` cannot say: MathJax comes from the book itself, buttons are there only when they lead somewhere,
+no page names another host for what it does not use, and a changed stylesheet counts as a change."""
 
 import hashlib
 from importlib import metadata
@@ -49,6 +49,16 @@ def copy_mathjax(app: Sphinx) -> None:
         target.write_bytes(content)
 
 
+def follow_static_files(app: Sphinx, env, added, changed, removed) -> list[str]:
+    """Sphinx copies static files only when some page has changed: a changed stylesheet changes every page."""
+    for folder in app.config.html_static_path:
+        for source in (Path(app.confdir) / folder).rglob("*.*"):
+            built = Path(app.outdir) / "_static" / source.relative_to(Path(app.confdir) / folder)
+            if source.is_file() and built.is_file() and built.read_bytes() != source.read_bytes():
+                return list(env.found_docs)
+    return []
+
+
 def drop_thebe(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """sphinx-thebe writes a foreign address into every page, also where it is switched off."""
 
@@ -63,5 +73,6 @@ def drop_thebe(app: Sphinx, pagename: str, templatename: str, context: dict, doc
 def setup(app: Sphinx) -> dict:
     app.connect("config-inited", hide_dead_buttons)
     app.connect("builder-inited", copy_mathjax)
+    app.connect("env-get-outdated", follow_static_files)
     app.connect("html-page-context", drop_thebe, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -73,8 +73,9 @@ def site(tmp_path_factory) -> Path:
     copy = tmp_path_factory.mktemp("book")
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / name, copy / name)
-    for name in ("book", "notebooks"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
+    unneeded = shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__", "*.safetensors")
+    for name in ("book", "notebooks", "kit"):  # pages show the package's source
+        shutil.copytree(ROOT / name, copy / name, ignore=unneeded)
     result = subprocess.run(BUILD, cwd=copy, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     return copy / "_build" / "html"
