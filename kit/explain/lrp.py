@@ -200,6 +200,8 @@ class _Notes(TorchFunctionMode):
             if func is None:
                 raise ValueError(f"LRP has no rule for {raw}, which changes a tensor in place")
         output = func(*args, **kwargs)
+        if name == "detach":  # what it gives is a constant; a hook may keep one
+            return output
         if not isinstance(output, Tensor) or any(output is i for i in inputs):
             if isinstance(output, tuple | list) and any(isinstance(o, Tensor) for o in output):
                 raise ValueError(f"LRP has no rule for {name}, which returns several tensors; its rules: {SUPPORTED}")

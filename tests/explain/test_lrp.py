@@ -229,7 +229,7 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize(("name", "function"), [
-    ("sigmoid", torch.sigmoid), ("mul", lambda h: h * h), ("softmax", lambda h: h.softmax(1)), ("detach", torch.detach),
+    ("sigmoid", torch.sigmoid), ("mul", lambda h: h * h), ("softmax", lambda h: h.softmax(1)),
     ("add", lambda h: h + 1), ("chunk", lambda h: h.chunk(2, 1)[0].repeat(1, 2, 1, 1)), ("exp_", lambda h: h.exp_()),
     ("interpolate", lambda h: nn.functional.interpolate(h, scale_factor=2.0)), ("rsub", lambda h: 1 - h),
     ("conv_transpose2d", nn.ConvTranspose2d(4, 4, 2)), ("layer_norm", nn.LayerNorm(6)),
@@ -237,6 +237,15 @@ class Odd(nn.Module):
 def test_what_has_no_rule_is_refused_by_name(name, function):
     with pytest.raises(ValueError, match="LRP has no rule for " + name.rstrip("_")):
         lrp(Odd(function).eval(), torch.rand(2, 3, 8, 8))
+
+
+def test_a_hook_may_read_and_a_detached_answer_is_refused():
+    model, x = network("plain"), torch.rand(2, 3, 16, 16)
+    before, seen = lrp(model, x), []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    assert torch.equal(before, lrp(model, x))
+    with pytest.raises(ValueError, match="no relevance reached the images"):
+        lrp(Odd(torch.detach).eval(), torch.rand(2, 3, 8, 8))
 
 
 def test_mistakes_are_named():
