@@ -44,8 +44,8 @@ Rule = Callable[[Linear, Tensor], Tensor]
 
 
 def _over(R: Tensor, z: Tensor, eps: float | Tensor = 1e-30) -> Tensor:
-    """R / (z + ε sign z), with sign 0 = 1. The default only keeps 0/0 from being NaN."""
-    return R / (z + torch.where(z < 0, -eps, eps))
+    """R / (z + ε sign z). The default only keeps 0/0 from being NaN."""
+    return R / (z + torch.copysign(torch.as_tensor(eps, dtype=z.dtype, device=z.device), z))
 
 
 def epsilon(eps: float = 1e-6) -> Rule:
@@ -55,8 +55,9 @@ def epsilon(eps: float = 1e-6) -> Rule:
     """
 
     def rule(step: Linear, R: Tensor) -> Tensor:
-        scale = step.z.detach().abs().flatten(1).mean(1).view(-1, *[1] * (step.z.dim() - 1))
-        return step.x * step.down(_over(R, step.z, eps * scale + 1e-30), step.weight)
+        units = tuple(range(1, step.z.dim()))
+        size = torch.linalg.vector_norm(step.z.detach(), 1, dim=units, keepdim=True) / step.z[0].numel()
+        return step.x * step.down(_over(R, step.z, eps * size + 1e-30), step.weight)
 
     return rule
 
@@ -72,11 +73,13 @@ def gamma(gamma: float = 0.25) -> Rule:
 
     def rule(step: Linear, R: Tensor) -> Tensor:
         plus, minus = step.weight.clamp(min=0), step.weight.clamp(max=0)
-        above = step.z >= 0
         z_plus = _part_up(step, plus, minus, step.bias if step.bias is None else step.bias.clamp(min=0))
-        s = _over(R, step.z + gamma * torch.where(above, z_plus, step.z - z_plus))
         plus, minus = step.weight + gamma * plus, step.weight + gamma * minus
-        return _part_down(step, s * above, plus, minus) + _part_down(step, s * ~above, minus, plus)
+        under = (step.z < 0) & (R != 0)
+        if not bool(under.any()):  # a ReLU follows
+            return _part_down(step, _over(R, step.z + gamma * z_plus), plus, minus)
+        s = _over(R, step.z + gamma * torch.where(under, step.z - z_plus, z_plus))
+        return _part_down(step, s * ~under, plus, minus) + _part_down(step, s * under, minus, plus)
 
     return rule
 
@@ -329,10 +332,9 @@ def _begins(name: str, key: str) -> bool:
     return name == key or name.startswith(key + ".")
 
 
-def _propagate(model, x, target, rules, create_graph) -> tuple[Tensor, dict[str, Tensor]]:
-    """The relevance of x (N, C, H, W), and how much of it each weighted step took for its bias and ε, (N,)."""
+def _propagate(model, x, target, rules, create_graph, lost: dict[str, Tensor] | None = None) -> Tensor:
+    """The relevance of x (N, C, H, W); in `lost`, what each weighted step took of it for its bias and ε, (N,)."""
     composite = _Composite(rules, model)
-    lost: dict[str, Tensor] = {}
     with torch.set_grad_enabled(create_graph):
         with _Notes(x) as mode:
             z = model(x)
@@ -349,12 +351,14 @@ def _propagate(model, x, target, rules, create_graph) -> tuple[Tensor, dict[str,
                 step.box = None if kind == "add" else mode.box.get(id(note.inputs[0]))
                 below = composite.rule(kind, step)(step, above)
                 parts = list(below) if kind == "add" else [below]
-                name = composite.names.get(id(step.weight), f"addition {len(lost)}")
-                lost[name] = lost.get(name, 0) + _total(above) - sum(_total(part) for part in parts)
+                if lost is not None:
+                    name = composite.names.get(id(step.weight), f"addition {len(lost)}")
+                    lost[name] = lost.get(name, 0) + _total(above) - sum(_total(part) for part in parts)
             elif note.name in AVERAGES:
-                empty = note.output == 0  # their relevance is shared evenly, since there is nothing to weigh it by
-                (weighed,), (even,) = _pull(note, _over(above, note.output) * ~empty), _pull(note, above * empty)
-                parts = [note.inputs[0] * weighed + even]
+                empty = (note.output == 0) & (above != 0)  # shared evenly, since there is nothing to weigh it by
+                parts = [note.inputs[0] * _pull(note, _over(above * ~empty, note.output))[0]]
+                if bool(empty.any()):
+                    parts = [parts[0] + _pull(note, above * empty)[0]]
             elif note.name in MOVES:
                 parts = _pull(note, above)
             else:
@@ -363,7 +367,7 @@ def _propagate(model, x, target, rules, create_graph) -> tuple[Tensor, dict[str,
                 R[id(i)] = R[id(i)] + part if id(i) in R else part
     if id(x) not in R:
         raise ValueError("no relevance reached the images: the model's answer does not depend on them")
-    return R[id(x)], lost
+    return R[id(x)]
 
 
 def _total(R: Tensor) -> Tensor:
@@ -396,7 +400,7 @@ def lrp(
 
 @per_image
 def _lrp(model, x, target=None, *, rules, create_graph):
-    return _propagate(model, x, target, rules, create_graph)[0].sum(1)
+    return _propagate(model, x, target, rules, create_graph).sum(1)
 
 
 def relevance_lost(
@@ -411,4 +415,6 @@ def relevance_lost(
 
 @per_image
 def _lost(model, x, target=None, *, rules):
-    return _propagate(model, x, target, rules, False)[1]
+    lost: dict[str, Tensor] = {}
+    _propagate(model, x, target, rules, False, lost)
+    return lost

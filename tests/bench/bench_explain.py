@@ -64,13 +64,13 @@ def tasks():
     yield Task("Grad-CAM, 128 images", to_layer, {"kit": lambda: grad_cam(model, x, c, layer="block3"), **cam_peers(
         model, x, c)}, agrees(grad_cam(model, x, c), x, c), target=1.05, repeats=9)
 
-    rules = {"LRP ε": epsilon(), "LRP z^B, γ, ε": None}
-    for name, rule in rules.items():
-        options = {} if rule is None else {"rules": rule}
-        ours = lrp(model, x, c, **options)
-        yield Task(f"{name}, 128 images", lambda: bare_passes(model, x, c), {
-            "kit": lambda options=options: lrp(model, x, c, **options),
-            **relevance_peers(model, x, c, rule is not None)}, agrees(ours, x, c), target=1.5, repeats=9)
+    for family, name, options in (
+            ("vgg", "ε", {"rules": epsilon()}), ("vgg", "z^B, γ, ε", {}), ("resnet", "z^B, γ, ε", {})):
+        net = kit.models.load(f"scenes/{family}").requires_grad_(False)
+        ours = lrp(net, x, c, **options)
+        yield Task(f"LRP {name}, scenes/{family}, 128 images", lambda net=net: bare_passes(net, x, c), {
+            "kit": lambda net=net, options=options: lrp(net, x, c, **options),
+            **relevance_peers(net, x, c, name == "ε")}, agrees(ours, x, c), target=1.5, repeats=9)
 
     def hidden():
         corners = [(i, j) for i in range(0, 25, 4) for j in range(0, 25, 4)]
@@ -132,9 +132,9 @@ def relevance_peers(model, x, c, plain):
     from zennit.attribution import Gradient
     from zennit.composites import EpsilonGammaBox, LayerMapComposite
     from zennit.rules import Epsilon, Pass
-    from zennit.types import Activation, AnyLinear, AvgPool
+    from zennit.types import Activation, AvgPool, Linear
 
-    plainly = LayerMapComposite([(Activation, Pass()), (AnyLinear, Epsilon(1e-6)), (AvgPool, Epsilon(1e-6))])
+    plainly = LayerMapComposite([(Activation, Pass()), (Linear, Epsilon(1e-6)), (AvgPool, Epsilon(1e-6))])
     composite = plainly if plain else EpsilonGammaBox(low=-2.0, high=2.0)
 
     def run():
