@@ -86,7 +86,7 @@ class DeepValidation(Detector):
             axes = torch.linalg.eigh(z.T @ z).eigenvectors.flip(1)[:, :self.components]
         else:
             axes = torch.eye(z.shape[1]).to(z)
-        self.fitted[f"{layer}/mean"], self.fitted[f"{layer}/axes"] = mean, axes / scale[:, None]
+        self.fitted[f"{layer}/mean"], self.fitted[f"{layer}/axes"] = mean, (axes / scale[:, None]).contiguous()
         return self._reduced(layer, pooled)
 
     def _reduced(self, layer: str, pooled: Tensor) -> Tensor:
