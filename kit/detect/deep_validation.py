@@ -97,7 +97,7 @@ class DeepValidation(Detector):
         svm = OneClassSVM(nu=self.nu, gamma=gamma).fit(phi.cpu().numpy())
         for name, value in {"vectors": svm.support_vectors_, "alpha": svm.dual_coef_[0], "rho": -svm.intercept_[0],
                             "gamma": gamma}.items():
-            self.fitted[f"{layer}/{k}/{name}"] = torch.as_tensor(value).to(phi)
+            self.fitted[f"{layer}/{k}/{name}"] = torch.as_tensor(value).to(phi).contiguous()
         return self._distance(layer, k, phi)
 
     def _distance(self, layer: str, k: int, phi: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class Detector:
                 raise ValueError(f"{path} does not hold a {cls.__name__} but {about.get('detector', 'something else')}")
             if about["model"] != fingerprint(model):
                 raise ValueError(f"{path} was fitted on a model with other weights: fit it again on this one")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         detector = cls(model, **about["settings"])
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         detector.restore({name: t.to(device) for name, t in tensors.items()})
