@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from sklearn.svm import OneClassSVM
 from torch import Tensor, nn
 
-from kit.core import borrowed, chunks, features, laid_out
+from kit.core import borrowed, chunks, features, generator, laid_out, normal
 from kit.detect.detector import Detector, rightly_classified
 
 
@@ -82,10 +82,8 @@ class DeepValidation(Detector):
         mean = pooled.mean(0)
         scale = pooled.std(0).clamp_min(1e-6) if "features" in self.standardise else torch.ones_like(mean)
         z = (pooled - mean) / scale
-        if self.components is not None and self.components < z.shape[1]:
-            axes = torch.linalg.eigh(z.T @ z).eigenvectors.flip(1)[:, :self.components]
-        else:
-            axes = torch.eye(z.shape[1]).to(z)
+        count = self.components or z.shape[1]
+        axes = principal_axes(z, count) if count < z.shape[1] else torch.eye(z.shape[1]).to(z)
         self.fitted[f"{layer}/mean"], self.fitted[f"{layer}/axes"] = mean, (axes / scale[:, None]).contiguous()
         return self._reduced(layer, pooled)
 
@@ -143,3 +141,15 @@ class DeepValidation(Detector):
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         self.fitted = tensors
+
+
+def principal_axes(z: Tensor, count: int, rounds: int = 6) -> Tensor:
+    """The `count` leading eigenvectors of Zᵀ Z (D, count), largest first, for centred features Z (N, D).
+
+    Subspace iteration with 16 directions to spare, so that D may be thousands: 2 · rounds products with Z.
+    """
+    directions = normal(z.new_empty(z.shape[1], min(count + 16, z.shape[1])), generator())
+    for _ in range(rounds):
+        directions = torch.linalg.qr(z.T @ (z @ directions)).Q
+    inner = z @ directions
+    return directions @ torch.linalg.eigh(inner.T @ inner).eigenvectors.flip(1)[:, :count]
