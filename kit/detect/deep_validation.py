@@ -37,7 +37,7 @@ class DeepValidation(Detector):
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[str], *, grid: int | None = 4, components: int | None = 64,
+        self, model: nn.Module, layers: Sequence[str], *, grid: int | None = 2, components: int | None = 64,
         nu: float = 0.1, gamma: float = 1.0, standardise: Sequence[str] = ("features", "layers"),
         per_class: int = 500,
     ):
