@@ -26,7 +26,7 @@ def tasks():
     def range_of(score):
         return f"{float(score.min()):.3g} … {float(score.max()):.3g}"
 
-    yield Task("Deep Validation, score", forward(), {"kit": lambda: deep.score(x), "scikit-learn": peer(deep, train, x)},
+    yield Task("Deep Validation, score", forward(), {"kit": lambda: deep.score(x), "sklearn": peer(deep, train, x)},
                range_of, target=2.5)
     yield Task("Feature Squeezing, score", forward(3), {"kit": lambda: FeatureSqueezing(model).score(x)}, range_of,
                target=1.5)
