@@ -53,9 +53,10 @@ def rotate(x: Tensor, degrees: float | Tensor) -> Tensor:
 
 
 def shear(x: Tensor, factor: float | Tensor) -> Tensor:
-    """Slant along both axes: a pixel at (u, v) from the centre is read at (u + s v, v + s u), s in pixels per pixel."""
+    """Slant to the right: the pixel v rows below the centre is read s v columns further right, s in pixels per row."""
     s = _column(factor, x)
-    return warp(x, _matrix(torch.ones_like(s), s, s, torch.ones_like(s)), x.new_zeros(len(x), 2))
+    one, zero = torch.ones_like(s), torch.zeros_like(s)
+    return warp(x, _matrix(one, s, zero, one), x.new_zeros(len(x), 2))
 
 
 def scale(x: Tensor, factor: float | Tensor) -> Tensor:
@@ -122,9 +123,9 @@ class Transformation:
 TRANSFORMATIONS = {
     t.name: t for t in (
         Transformation("rotation", rotate, "degrees counter-clockwise", 0.0, 90.0),
-        Transformation("shear", shear, "pixels per pixel, both axes", 0.0, 0.8),
-        Transformation("scale", scale, "ratio of lengths", 1.0, 0.2),
-        Transformation("translation", translate, "pixels right and down", 0.0, 18.0),
+        Transformation("shear", shear, "pixels to the right per row", 0.0, 1.6),
+        Transformation("scale", scale, "ratio of lengths", 1.0, 0.3),
+        Transformation("translation", translate, "pixels right and down", 0.0, 10.0),
         Transformation("complement", complement, "share of the negative", 0.0, 1.0, graded=False),
         Transformation("brightness", brightness, "added, pixel range 1", 0.0, 0.95),
         Transformation("contrast", contrast, "gain about mid-grey", 1.0, 0.05),

@@ -86,10 +86,9 @@ def test_scale_about_the_centre():
 def test_shear_reads_each_pixel_where_it_says():
     x = images(1, 1, 9, 9)
     out = shear(x, 0.5)
-    u, v = 1, -2  # columns and rows from the centre
-    row, column = 4 + v + 0.5 * u, 4 + u + 0.5 * v
-    assert (row, column) == (2.5, 4.0)
-    torch.testing.assert_close(out[..., 4 + v, 4 + u], (x[..., 2, 4] + x[..., 3, 4]) / 2)
+    assert torch.equal(out[..., 4, :], x[..., 4, :])
+    assert torch.equal(out[..., 2, 4], x[..., 2, 3])  # two rows above the centre: one column to the left
+    torch.testing.assert_close(out[..., 5, 4], (x[..., 5, 4] + x[..., 5, 5]) / 2)
 
 
 def test_grey_levels_in_closed_form():
