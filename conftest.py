@@ -82,10 +82,12 @@ def pytest_configure(config: Any) -> None:
     from nbval.kernel import NbvalKernelspecManager, RunningKernel
     from nbval.plugin import IPyNbCell, IPyNbFile
 
-    from kit.run.notebooks import kernel_environment
+    from kit.run.notebooks import kernel_environment, warm_up
 
     if getattr(IPyNbCell, "approximate", False):
         return
+    if not hasattr(config, "workerinput"):  # once, before xdist starts its workers
+        warm_up()
     sanitize, setup, runtest = IPyNbCell.sanitize, IPyNbFile.setup, IPyNbCell.runtest
 
     def approximate(self: Any, found: Any) -> Any:

@@ -185,11 +185,12 @@ def book() -> None:
 
     with _mistakes():
         try:
-            first = build(ROOT, runs=ROOT / "runs" / "quick")
+            with console.status("building the book"):
+                first = build(ROOT, runs=ROOT / "runs" / "quick")
         except BuildFailed as failed:
             errors.print(f"[red]The book could not be built:[/red]\n{escape(str(failed))}", soft_wrap=True)
             raise typer.Exit(1) from None
-        console.print(f"Open {escape(_short(first))} in a browser.", soft_wrap=True)
+        console.print(f"Open {escape(str(first))}", soft_wrap=True)
 
 
 @app.command()

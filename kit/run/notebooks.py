@@ -120,6 +120,11 @@ def kernel_environment(threads: int, *, gpu: bool) -> dict[str, str]:
     return variables
 
 
+def warm_up() -> None:
+    """Let matplotlib build its list of fonts, which on a new machine it announces on stderr, before a notebook does."""
+    subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], capture_output=True, check=False)
+
+
 @lru_cache(maxsize=1)
 def _commit() -> str | None:
     """The commit of the code, with a plus where `kit` has changed since; None outside a git checkout."""
@@ -169,8 +174,8 @@ def _find(paths: Sequence[str | Path] | None) -> list[Path]:
 
 
 def _relative(notebook: Path) -> Path:
-    """Where a notebook lies under the run folder: as under notebooks/, else as under the current folder."""
-    for base in (ROOT / "notebooks", Path.cwd()):
+    """Where a notebook lies under the run folder: as in the repository, else as under the current folder."""
+    for base in (ROOT, Path.cwd()):
         if notebook.is_relative_to(base):
             return notebook.relative_to(base)
     return Path(notebook.name)
@@ -408,6 +413,7 @@ def _run_all(
     with tempfile.TemporaryDirectory(prefix="kit-run-") as runtime, _terminable(), progress:
         environment = {**os.environ, **kernel_environment(threads, gpu=gpu), "JUPYTER_RUNTIME_DIR": runtime}
         bar = progress.add_task("notebooks", total=len(todo), left="")
+        warm_up()
 
         def one(job: Job) -> None:
             try:

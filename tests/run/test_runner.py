@@ -328,6 +328,13 @@ def test_a_stopped_run_leaves_no_process_and_resumes(tmp_path, how):
         assert run([quick], out=tmp_path / "out")[0].status in ("up to date", "ok")
 
 
+def test_outputs_lie_as_the_notebooks_do(tmp_path, monkeypatch):
+    assert notebooks._relative(files.ROOT / "notebooks" / "a" / "b.ipynb") == Path("notebooks/a/b.ipynb")
+    monkeypatch.chdir(tmp_path)
+    assert notebooks._relative(tmp_path / "mine" / "b.ipynb") == Path("mine/b.ipynb")
+    assert notebooks._relative(Path("/elsewhere/b.ipynb")) == Path("b.ipynb")
+
+
 def test_time_left():
     def job(expected, result=None):
         return notebooks.Job(Path("a"), Path("b"), Path("c"), {}, expected, result=result)
