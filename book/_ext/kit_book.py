@@ -1,0 +1,96 @@
+"""What `_config.yml` cannot say: MathJax comes from the book itself, buttons are there only when they lead somewhere,
+no page names another host for what it does not use, and a changed stylesheet counts as a change."""
+
+import hashlib
+import html
+import json
+from importlib import metadata
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+
+# The package carries MathJax 3.2.2; the checksum is that of the same file in MathJax's own release.
+MATHJAX_PACKAGE = "sphinx-mathjax-offline"
+MATHJAX_FILE = "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js"
+MATHJAX_SHA256 = "a4354ff94fd868aea0cc6eaaa79a57fda0588646fc46ee3700a349ee0a11cbe6"
+# Where MathJax would look for the speech of its menu, which the book does not show.
+SPEECH_HOST = b"https://cdn.jsdelivr.net/npm/"
+
+
+def hide_dead_buttons(app: Sphinx, config) -> None:
+    """Without a repository's address there is nothing to launch and nothing to link to."""
+    options = config.html_theme_options
+    if options.get("repository_url"):
+        options["use_repository_button"] = True
+        options["use_issues_button"] = True
+    else:
+        options.pop("launch_buttons", None)
+        options.pop("repository_url", None)
+
+
+def copy_mathjax(app: Sphinx) -> None:
+    """Lay MathJax into the built site, beside the book's own static files but not among those added to every page."""
+    if app.builder.format != "html":
+        return
+    try:
+        source = Path(str(metadata.distribution(MATHJAX_PACKAGE).locate_file(MATHJAX_FILE)))
+        content = source.read_bytes()
+    except (metadata.PackageNotFoundError, OSError):
+        raise ExtensionError(
+            f"{MATHJAX_PACKAGE} is not installed: run `make env`, or pip install {MATHJAX_PACKAGE}"
+        ) from None
+    if hashlib.sha256(content).hexdigest() != MATHJAX_SHA256:
+        raise ExtensionError(
+            f"{source.name} of {MATHJAX_PACKAGE} is not MathJax 3.2.2's: install the version in requirements.lock"
+        )
+    content = content.replace(SPEECH_HOST, b"")
+    target = Path(app.outdir) / "_static" / app.config.mathjax_path
+    if not target.exists() or target.read_bytes() != content:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+
+
+def follow_static_files(app: Sphinx, env, added, changed, removed) -> list[str]:
+    """Sphinx copies static files only when some page has changed: a changed stylesheet changes every page."""
+    for folder in app.config.html_static_path:
+        for source in (Path(app.confdir) / folder).rglob("*.*"):
+            built = Path(app.outdir) / "_static" / source.relative_to(Path(app.confdir) / folder)
+            if source.is_file() and built.is_file() and built.read_bytes() != source.read_bytes():
+                return list(env.found_docs)
+    return []
+
+
+def drop_thebe(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """sphinx-thebe writes a foreign address into every page, also where it is switched off."""
+
+    def is_thebe(script) -> bool:
+        text = f"{getattr(script, 'filename', '')} {getattr(script, 'attributes', {}).get('body')}"
+        return "thebe" in text.lower()
+
+    if "script_files" in context:
+        context["script_files"] = [script for script in context["script_files"] if not is_thebe(script)]
+
+
+def show_stamp(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """End a chapter with how it was executed, as `kit run` noted it in the notebook (`metadata.kit.stamp`)."""
+    path = Path(app.env.doc2path(pagename))
+    if doctree is None or path.suffix != ".ipynb":
+        return
+    stamp = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("kit", {}).get("stamp")
+    if not stamp:
+        return
+    parts = [f"{stamp['profile']} profile", f"on {stamp['device']}", f"in {stamp['seconds']:.0f} s"]
+    parts += [f"seed {stamp['seed']}"]
+    parts += [f"{name} {stamp[name]}" for name in ("python", "torch") if stamp.get(name)]
+    parts += [f"commit {stamp['commit'][:10]}"] if stamp.get("commit") else []
+    context["body"] += f'<p class="stamp">Executed: {html.escape(", ".join(parts))}.</p>'
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("config-inited", hide_dead_buttons)
+    app.connect("builder-inited", copy_mathjax)
+    app.connect("env-get-outdated", follow_static_files)
+    app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", show_stamp)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,69 @@
+"""Building the book: pages and executed notebooks are laid out in one folder, and given to jupyter-book.
+
+The committed notebooks are left as they are. A page is built from this machine's own run of it (`runs/quick`) where
+there is one, and from the committed outputs otherwise.
+"""
+from __future__ import annotations
+
+import filecmp
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from kit.run.files import ROOT, UserError, chapters
+
+PAGES = ("_config.yml", "_toc.yml", "book", "kit")  # kit, because pages include its source
+
+
+class BuildFailed(RuntimeError):
+    """jupyter-book's warnings and errors, a line each."""
+
+
+def _wanted(root: Path, runs: Path | None) -> Iterator[tuple[Path, Path]]:
+    """(file, its place in the book's source)."""
+    for name in PAGES:
+        top = root / name
+        for path in [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file()):
+            if "__pycache__" not in path.parts and path.suffix != ".safetensors":
+                yield path, path.relative_to(root)
+    for notebook in chapters(root):
+        place = notebook.relative_to(root)
+        fresh = runs / place if runs else None
+        yield (fresh if fresh is not None and fresh.is_file() else notebook), place
+
+
+def stage(source: Path, root: Path = ROOT, runs: Path | None = None) -> None:
+    """Make `source` hold the book's pages and nothing else, touching only what differs, so that a rebuild is short."""
+    kept = set()
+    for path, place in _wanted(root, runs):
+        target = source / place
+        kept.add(target)
+        if target.is_file() and filecmp.cmp(path, target, shallow=False):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    for path in source.rglob("*"):
+        if path.is_file() and path not in kept:
+            path.unlink()
+
+
+def build(out: Path, root: Path = ROOT, runs: Path | None = None) -> Path:
+    """Build the book into `out`/_build/html, warnings being errors; returns its first page.
+
+    Raises UserError when jupyter-book is not installed, BuildFailed with its complaints when it failed.
+    """
+    source = out / "_build" / "source"
+    stage(source, root, runs)
+    program = Path(sys.executable).with_name("jupyter-book")
+    if not program.exists():
+        raise UserError("jupyter-book is not installed: run `make env`, or pip install -e '.[book]'")
+    command = [str(program), "build", str(source), "--path-output", str(out), "-W", "-n", "--keep-going"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root)
+    if done.returncode:
+        shutil.rmtree(out / "_build" / ".doctrees", ignore_errors=True)  # or Sphinx would not repeat them next time
+        complaints = [line for line in done.stdout.splitlines() if re.search("WARNING|ERROR|rror:", line)]
+        raise BuildFailed("\n".join(complaints or done.stdout.splitlines()[-20:]))
+    return out / "_build" / "html" / "index.html"
