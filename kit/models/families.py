@@ -152,8 +152,9 @@ class Dense(nn.Module):
 def densenet(
     classes: int = 10, channels: int = 3, size: int = 32, width: int = 12, norm: bool = True, *, mean=(0.5,), std=(0.5,)
 ) -> nn.Sequential:
-    """Every layer sees all before it (Huang et al. 2017); `width` is the growth rate. A 1×1 convolution and average
-    pooling between the blocks. The original puts batch norm and ReLU first; here they follow, so that they fold."""
+    """Every layer sees all before it (Huang et al. 2017); `width` is the growth rate. A 1×1 convolution and
+    pooling between the blocks: max, with which so small a network learns faster than with the original's mean. The
+    original also puts batch norm and ReLU before the convolution; here they follow it, so that they fold."""
     g = width
 
     def block(cin: int, layers: int) -> list[nn.Module]:
@@ -163,8 +164,8 @@ def densenet(
         mean,
         std,
         stem=conv(channels, g, norm=norm),
-        block1=nn.Sequential(*block(g, 3), conv(4 * g, 2 * g, 1, norm=norm), nn.AvgPool2d(2)),
-        block2=nn.Sequential(*block(2 * g, 4), conv(6 * g, 3 * g, 1, norm=norm), nn.AvgPool2d(2)),
+        block1=nn.Sequential(*block(g, 3), conv(4 * g, 2 * g, 1, norm=norm), nn.MaxPool2d(2)),
+        block2=nn.Sequential(*block(2 * g, 4), conv(6 * g, 3 * g, 1, norm=norm), nn.MaxPool2d(2)),
         block3=nn.Sequential(*block(3 * g, 4)),
         head=_pooled_head(7 * g, classes),
     )

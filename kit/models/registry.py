@@ -65,7 +65,7 @@ RECIPES: dict[str, Recipe] = {
     "digits/mlp": Recipe("digits", "mlp", GREY, epochs=60, shift=1),
     "scenes/vgg": Recipe("scenes", "vgg", COLOUR, images=3600, epochs=10, shift=1, flip=True),
     "scenes/resnet": Recipe("scenes", "resnet", COLOUR, images=3600, epochs=10, shift=1, flip=True),
-    "scenes/densenet": Recipe("scenes", "densenet", COLOUR, images=3600, epochs=10, shift=1, flip=True),
+    "scenes/densenet": Recipe("scenes", "densenet", COLOUR, images=3600, epochs=10, lr=6e-3, shift=1, flip=True),
     "scenes/inception": Recipe("scenes", "inception", COLOUR, images=3600, epochs=10, shift=1, flip=True),
     "scenes/mobilenet": Recipe("scenes", "mobilenet", COLOUR, images=2400, epochs=12, shift=1, flip=True),
     "mnist/cnn7": Recipe("mnist", "cnn7", GREY, epochs=4, batch=128, shift=1),
