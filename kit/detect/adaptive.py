@@ -26,6 +26,7 @@ def evade(
 
         ℓ(x') = −s(x') where m(x') > κ,   m(x') elsewhere;     with a target t, m(x') = z_t − max_{j≠t} z_j
 
+    s stands for `detector.evasion`, the score or what falls with it and has a gradient where the score is flat.
     The default step is 2.5 eps/steps. Whether it succeeded is for the caller to measure, on the tensor returned:
     fooled(model, x', y) & ~detector.alarm(x'). Cost: `steps` forward and backward passes of the model and the detector.
     Raises ValueError when the detector belongs to another model.
@@ -38,7 +39,7 @@ def evade(
     def objective(x_adv: Tensor, k: int) -> Tensor:
         z = model(x_adv)
         m = margin(z, y) if target is None else -margin(z, target)
-        return torch.where(m > kappa, -detector.discrepancy(x_adv), m.clamp(max=kappa) - AHEAD)
+        return torch.where(m > kappa, -detector.evasion(x_adv), m.clamp(max=kappa) - AHEAD)
 
     start = within.random(x, generator) if random_start else x
     return optimise(objective, start, steps=steps, rule=steepest(within, step),

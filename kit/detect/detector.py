@@ -38,6 +38,10 @@ class Detector:
         """s(x) for one chunk of images, differentiable by x: (N,)."""
         raise TypeError(f"{type(self).__name__} does not say how an image is scored: it needs discrepancy(x)")
 
+    def evasion(self, x: Tensor) -> Tensor:
+        """What an attacker lowers instead of s(x) (N,): s itself, unless its gradient vanishes where he needs it."""
+        return self.discrepancy(x)
+
     def score(self, x: Tensor) -> Tensor:
         """s(x) (N,), higher = more suspicious, in chunks, without gradients."""
         return self._in_chunks(self.discrepancy, x)

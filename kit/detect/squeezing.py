@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kit.core import margin
 from kit.detect.detector import Detector
 
 
@@ -114,6 +115,16 @@ class FeatureSqueezing(Detector):
 
     def discrepancy(self, x: Tensor) -> Tensor:
         return self.changes(x).amax(1)
+
+    def evasion(self, x: Tensor) -> Tensor:
+        """max over x and its squeezed versions of max_{j≠k} z_j − z_k, k = argmax f(x): when all are sure of k, s is 0.
+
+        Two sure and different answers have s = 2 and a softmax without gradient; their logits still have one.
+        """
+        z = self.model(x)
+        squeezed = [SQUEEZERS[name](x, *arguments) for name, *arguments in self.squeezers]
+        k = z.argmax(1)
+        return torch.stack([margin(z, k), *(margin(self.model(q), k) for q in squeezed)], 1).amax(1)
 
     def singles(self, x: Tensor) -> Tensor:
         """The scores of the single squeezers (N, Q), in chunks, without gradients; their maximum is `score`."""

@@ -367,6 +367,26 @@ def test_what_is_not_fitted_says_so(make):
 
 # ---------------------------------------------------------------- the adaptive attack
 
+def test_squeezing_can_be_evaded_where_its_score_is_flat():
+    model = Nearest().eval()
+    model.centres.data = (model.centres > 0.5).float()
+    detector = FeatureSqueezing(model, (("bit_depth", 1),))
+    x = (0.5 + 0.02 * torch.sign(model.centres[:1] - model.centres[1:2])).view(1, 1, SIDE, SIDE) * 1.0
+    for t in torch.linspace(0, 1, 21):  # sure of one class as it is, of another when squeezed
+        mixed = (1 - t) * model.centres[1].view_as(x) + t * x
+        if float(detector.score(mixed)) > 1.9:
+            break
+    z = mixed.clone().requires_grad_()
+    (g,) = torch.autograd.grad(detector.evasion(z).sum(), z)
+    assert float(g.abs().max()) > 1
+    flat = mixed.clone().requires_grad_()
+    (h,) = torch.autograd.grad(detector.discrepancy(flat).sum(), flat)
+    assert float(g.abs().max()) > float(h.abs().max())
+    sure = model.centres[:1].view(1, 1, SIDE, SIDE)
+    assert float(detector.evasion(sure)) < -5
+    assert float(detector.score(sure)) < 1e-3
+
+
 @pytest.mark.parametrize("name", ["deep", "squeezing"])
 def test_the_adaptive_attack_is_wrong_and_unsuspicious_at_once(fitted, name):
     detector = fitted[name]
