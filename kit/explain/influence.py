@@ -336,8 +336,9 @@ def tracin(
                 if tests is None:
                     rows_of.append(sum(_squared(m, kept) for m, kept in mine))
                 else:
-                    blocks: list[Any] = [sum(_inner(m, theirs, kept) for theirs, (m, kept) in zip(part, mine, strict=True))
-                                         for part in tests]
+                    blocks: list[Any] = [
+                        sum(_inner(m, theirs, own) for theirs, (m, own) in zip(part, mine, strict=True))
+                        for part in tests]
                     rows_of.append(torch.cat(blocks))
             total = total + rate * torch.cat(rows_of, -1)
     return total
