@@ -91,6 +91,8 @@ def image_game(
     if segments.shape != x.shape[2:]:
         raise ValueError(f"segments must have the image's shape {tuple(x.shape[2:])}, not {tuple(segments.shape)}")
     flat, names = _numbered(segments.to(x.device).flatten())
+    if names < 2:
+        raise ValueError("the segments are one piece: choose another method or options in superpixels(x, method, …)")
     pixels = x[0].detach().permute(1, 2, 0).flatten(0, 1)
     hidden = pixels
     if isinstance(fill, str):

@@ -119,7 +119,7 @@ def test_coefficients_are_those_of_the_definition(network, images):
     """Weighted ridge by scikit-learn on the same coalitions, with the authors' kernel."""
     from sklearn.linear_model import Ridge
 
-    segments = superpixels(images[:1], "slic", n_segments=20)[0]
+    segments = superpixels(images[:1], "grid", side=3)[0]
     game = image_game(network, images[:1], segments, 1)
     found = surrogate(game, samples=300, generator=generator(5))
     b = torch.cat(list(_near(game.players, 300, game.batch, "half", generator(5))))
@@ -136,7 +136,7 @@ def test_coefficients_are_those_of_the_definition(network, images):
 @pytest.mark.peers
 def test_the_lime_package_agrees_on_the_same_segments_and_samples(network, images):
     base = pytest.importorskip("lime.lime_base")
-    segments = superpixels(images[:1], "slic", n_segments=20)[0]
+    segments = superpixels(images[:1], "grid", side=3)[0]
     game = image_game(network, images[:1], segments, 1)
     found = surrogate(game, samples=500, generator=generator(5))
     b = torch.cat(list(_near(game.players, 500, game.batch, "half", generator(5)))).double()
@@ -262,6 +262,8 @@ def test_bad_input_is_refused_with_what_to_do(network, images):
         image_game(network, images, segments)
     with pytest.raises(ValueError, match="segments must have"):
         image_game(network, images[:1], segments[:4])
+    with pytest.raises(ValueError, match="one piece"):
+        image_game(network, images[:1], torch.zeros(16, 16))
     with pytest.raises(TypeError, match="predict must be"):
         image_game("resnet", images[:1], segments)
     with pytest.raises(ValueError, match="predict must return"):
