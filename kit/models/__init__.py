@@ -1,0 +1,43 @@
+"""Small trained networks by name: `load("scenes/resnet")`."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kit.models.families import FAMILIES
+from kit.models.registry import RECIPES, Recipe, build, entry, load, names, save, user_folder
+from kit.models.registry import SHIPPED, _manifest
+from kit.models.training import fit, train
+
+__all__ = [
+    "FAMILIES", "RECIPES", "Listing", "Recipe", "build", "entry", "fit", "listing", "load", "names", "save", "train",
+]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One row of `listing()`; status is "shipped", "trained here", "recipe only" or "torchvision"."""
+
+    name: str
+    family: str
+    parameters: int | None
+    accuracy: float | None
+    kilobytes: int | None
+    status: str
+
+
+def listing() -> list[Listing]:
+    """Every network that can be loaded or trained. Cost: two small files are read, nothing is downloaded."""
+    rows = []
+    for name, recipe in RECIPES.items():
+        status, found = "recipe only", None
+        for label, folder in (("shipped", SHIPPED), ("trained here", user_folder())):
+            if e := _manifest(folder).get(name):
+                status, found, path = label, e, folder / e["file"]
+        if found is None:
+            count = sum(p.numel() for p in build(name).parameters())
+            rows.append(Listing(name, recipe.family, count, None, None, status))
+        else:
+            size = round(path.stat().st_size / 1000) if path.is_file() else None
+            rows.append(Listing(name, recipe.family, found["parameters"], found["accuracy"], size, status))
+    rows.append(Listing("imagenet/<name>", "torchvision's classifiers", None, None, None, "torchvision"))
+    return rows

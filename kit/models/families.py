@@ -1,0 +1,246 @@
+"""Small networks of seven families, in a few lines each.
+
+Every network is an `nn.Sequential` of named stages: `normalise`, `stem`, `block1`, `block2`, …, `head`, so that
+`features(model, ["block2"])` means the same everywhere. Three habits make them easy to explain: the order is always
+convolution, batch norm, ReLU, so that batch norm folds into the convolution (`norm=False` builds the folded network);
+every ReLU, addition and concatenation is a module of its own, used once, so that a rule for it can be hooked; and all
+but `cnn7` and `mlp` end in global average pooling and one linear layer, which class activation maps need.
+"""
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kit.core import Normalize
+
+
+class Add(nn.Module):
+    """a + b, as a module."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
+class Concat(nn.Module):
+    """Channels of all inputs one after another, as a module."""
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        return torch.cat(parts, dim=1)
+
+
+def conv(cin: int, cout: int, kernel: int = 3, *, stride: int = 1, groups: int = 1, norm: bool = True, relu: bool = True):
+    """Convolution (same padding), batch norm, ReLU."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["conv"] = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=not norm)
+    layers["bn"] = nn.BatchNorm2d(cout) if norm else nn.Identity()
+    if relu:
+        layers["relu"] = nn.ReLU()
+    return nn.Sequential(layers)
+
+
+def _pooled_head(channels: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), linear=nn.Linear(channels, classes))
+    )
+
+
+def _network(mean, std, **stages: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(normalise=Normalize(mean, std), **stages))
+
+
+def cnn7(
+    classes: int = 10, channels: int = 1, size: int = 28, width: int = 12, norm: bool = True, *, mean=(0.5,), std=(0.5,)
+) -> nn.Sequential:
+    """Seven layers, six hidden (`layer1` … `layer6`) and the logits: conv, conv, pool, conv, conv, pool, fc, fc, fc.
+
+    The layout on which Deep Validation (Wu et al., DSN 2019) puts one validator per hidden layer.
+    """
+    w, hidden = width, 4 * width
+    flat = 2 * w * (size // 4) ** 2
+    return _network(
+        mean,
+        std,
+        layer1=conv(channels, w, norm=norm),
+        layer2=nn.Sequential(*conv(w, w, norm=norm), nn.MaxPool2d(2)),
+        layer3=conv(w, 2 * w, norm=norm),
+        layer4=nn.Sequential(*conv(2 * w, 2 * w, norm=norm), nn.MaxPool2d(2)),
+        layer5=nn.Sequential(nn.Flatten(), nn.Linear(flat, hidden), nn.ReLU()),
+        layer6=nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU()),
+        head=nn.Linear(hidden, classes),
+    )
+
+
+def mlp(
+    classes: int = 10, channels: int = 1, size: int = 28, width: int = 64, norm: bool = True, *, mean=(0.5,), std=(0.5,)
+) -> nn.Sequential:
+    """Two hidden layers of `width` units. It has no batch norm, so `norm` changes nothing."""
+    return _network(
+        mean,
+        std,
+        stem=nn.Flatten(),
+        block1=nn.Sequential(nn.Linear(channels * size * size, width), nn.ReLU()),
+        block2=nn.Sequential(nn.Linear(width, width), nn.ReLU()),
+        head=nn.Linear(width, classes),
+    )
+
+
+def vgg(
+    classes: int = 10, channels: int = 3, size: int = 32, width: int = 16, norm: bool = True, *, mean=(0.5,), std=(0.5,)
+) -> nn.Sequential:
+    """Stacks of 3×3 convolutions between max-poolings (Simonyan & Zisserman 2015)."""
+    w = width
+    return _network(
+        mean,
+        std,
+        stem=conv(channels, w, norm=norm),
+        block1=nn.Sequential(conv(w, w, norm=norm), nn.MaxPool2d(2)),
+        block2=nn.Sequential(conv(w, 2 * w, norm=norm), conv(2 * w, 2 * w, norm=norm), nn.MaxPool2d(2)),
+        block3=nn.Sequential(conv(2 * w, 4 * w, norm=norm), conv(4 * w, 4 * w, norm=norm)),
+        head=_pooled_head(4 * w, classes),
+    )
+
+
+class Residual(nn.Module):
+    """relu(shortcut(x) + conv(conv(x))); the shortcut is a 1×1 convolution where the shape changes."""
+
+    def __init__(self, cin: int, cout: int, stride: int, norm: bool):
+        super().__init__()
+        self.conv1 = conv(cin, cout, stride=stride, norm=norm)
+        self.conv2 = conv(cout, cout, norm=norm, relu=False)
+        same = cin == cout and stride == 1
+        self.shortcut = nn.Identity() if same else conv(cin, cout, 1, stride=stride, norm=norm, relu=False)
+        self.add = Add()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.add(self.shortcut(x), self.conv2(self.conv1(x))))
+
+
+def resnet(
+    classes: int = 10, channels: int = 3, size: int = 32, width: int = 16, norm: bool = True, *, mean=(0.5,), std=(0.5,)
+) -> nn.Sequential:
+    """One residual block per scale (He et al. 2016): ResNet-8 at width 16."""
+    w = width
+    return _network(
+        mean,
+        std,
+        stem=conv(channels, w, norm=norm),
+        block1=Residual(w, w, 1, norm),
+        block2=Residual(w, 2 * w, 2, norm),
+        block3=Residual(2 * w, 4 * w, 2, norm),
+        head=_pooled_head(4 * w, classes),
+    )
+
+
+class Dense(nn.Module):
+    """x ← [x, conv(x)]."""
+
+    def __init__(self, cin: int, growth: int, norm: bool):
+        super().__init__()
+        self.conv = conv(cin, growth, norm=norm)
+        self.concat = Concat()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.concat(x, self.conv(x))
+
+
+def densenet(
+    classes: int = 10, channels: int = 3, size: int = 32, width: int = 12, norm: bool = True, *, mean=(0.5,), std=(0.5,)
+) -> nn.Sequential:
+    """Every layer sees all before it (Huang et al. 2017); `width` is the growth rate. A 1×1 convolution and average
+    pooling between the blocks. The original puts batch norm and ReLU first; here they follow, so that they fold."""
+    g = width
+
+    def block(cin: int, layers: int) -> list[nn.Module]:
+        return [Dense(cin + i * g, g, norm) for i in range(layers)]
+
+    return _network(
+        mean,
+        std,
+        stem=conv(channels, g, norm=norm),
+        block1=nn.Sequential(*block(g, 3), conv(4 * g, 2 * g, 1, norm=norm), nn.AvgPool2d(2)),
+        block2=nn.Sequential(*block(2 * g, 4), conv(6 * g, 3 * g, 1, norm=norm), nn.AvgPool2d(2)),
+        block3=nn.Sequential(*block(3 * g, 4)),
+        head=_pooled_head(7 * g, classes),
+    )
+
+
+class Inception(nn.Module):
+    """1×1, 3×3, 5×5 (as two 3×3) and pooled 1×1 convolutions side by side."""
+
+    def __init__(self, cin: int, w: int, norm: bool):
+        super().__init__()
+        self.one = conv(cin, w, 1, norm=norm)
+        self.three = nn.Sequential(conv(cin, w, 1, norm=norm), conv(w, w, norm=norm))
+        self.five = nn.Sequential(conv(cin, w // 2, 1, norm=norm), conv(w // 2, w, norm=norm), conv(w, w, norm=norm))
+        self.pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), conv(cin, w, 1, norm=norm))
+        self.concat = Concat()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.concat(self.one(x), self.three(x), self.five(x), self.pool(x))
+
+
+def inception(
+    classes: int = 10, channels: int = 3, size: int = 32, width: int = 16, norm: bool = True, *, mean=(0.5,), std=(0.5,)
+) -> nn.Sequential:
+    """Kernels of several sizes at every scale (Szegedy et al. 2015); `width` is that of one branch."""
+    w = width
+    return _network(
+        mean,
+        std,
+        stem=nn.Sequential(conv(channels, w, norm=norm), nn.MaxPool2d(2)),
+        block1=Inception(w, w, norm),
+        block2=nn.Sequential(Inception(4 * w, w, norm), nn.MaxPool2d(2)),
+        block3=Inception(4 * w, 3 * w // 2, norm),
+        head=_pooled_head(6 * w, classes),
+    )
+
+
+class InvertedResidual(nn.Module):
+    """1×1 up, 3×3 per channel, 1×1 down without ReLU, added to the input where the shape is kept."""
+
+    def __init__(self, cin: int, cout: int, stride: int, expand: int, norm: bool):
+        super().__init__()
+        inner = expand * cin
+        self.up = conv(cin, inner, 1, norm=norm)
+        self.depth = conv(inner, inner, stride=stride, groups=inner, norm=norm)
+        self.down = conv(inner, cout, 1, norm=norm, relu=False)
+        self.add = Add() if cin == cout and stride == 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.down(self.depth(self.up(x)))
+        return out if self.add is None else self.add(x, out)
+
+
+def mobilenet(
+    classes: int = 10, channels: int = 3, size: int = 32, width: int = 16, norm: bool = True, *, mean=(0.5,), std=(0.5,)
+) -> nn.Sequential:
+    """Depthwise-separable inverted residuals (Sandler et al. 2018)."""
+    w = width
+    return _network(
+        mean,
+        std,
+        stem=conv(channels, w, norm=norm),
+        block1=InvertedResidual(w, w, 2, 3, norm),
+        block2=nn.Sequential(InvertedResidual(w, 2 * w, 1, 3, norm), InvertedResidual(2 * w, 2 * w, 1, 3, norm)),
+        block3=nn.Sequential(
+            InvertedResidual(2 * w, 3 * w, 2, 3, norm),
+            InvertedResidual(3 * w, 3 * w, 1, 3, norm),
+            conv(3 * w, 6 * w, 1, norm=norm),
+        ),
+        head=_pooled_head(6 * w, classes),
+    )
+
+
+FAMILIES: dict[str, Callable[..., nn.Sequential]] = {
+    "cnn7": cnn7,
+    "mlp": mlp,
+    "vgg": vgg,
+    "resnet": resnet,
+    "densenet": densenet,
+    "inception": inception,
+    "mobilenet": mobilenet,
+}

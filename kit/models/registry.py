@@ -1,0 +1,205 @@
+"""The trained networks by name: how each was made, where its weights are, and how to load it.
+
+Weights are looked for in the package (`weights/` and its `manifest.json`), then among those that this user trained, in
+`KIT_MODELS` (`~/.cache/kit/models` where it is unset). What the user trained wins over what is shipped: whoever retrains
+a network wants to work with the result; deleting the file brings the shipped one back.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kit.core import Normalize
+from kit.core import device as pick_device
+from kit.data.real import first_line, patience
+from kit.models.families import FAMILIES
+
+SHIPPED = Path(__file__).parent / "weights"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's weights expect these
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is built and trained. `build` are the arguments of its family.
+
+    `train(recipe, x, y, *, device, seed, progress) -> Module` is `kit.models.training.fit` where it is None. Whoever
+    has another way (adversarial training, in `kit.defend`) registers a Recipe under a new name with its own `train`.
+    """
+
+    data: str
+    family: str
+    build: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 12
+    batch: int = 64
+    lr: float = 4e-3
+    weight_decay: float = 1e-2
+    shift: int = 0  # random translations by up to this many pixels
+    flip: bool = False  # random left-right mirroring
+    train: Callable[..., nn.Module] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        values["train"] = "fit" if self.train is None else f"{self.train.__module__}.{self.train.__qualname__}"
+        return values
+
+
+GREY = {"channels": 1, "size": 28, "mean": (0.5,), "std": (0.5,)}
+COLOUR = {"channels": 3, "size": 32, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+
+RECIPES: dict[str, Recipe] = {
+    "digits/cnn7": Recipe("digits", "cnn7", GREY, epochs=40, shift=1),
+    "digits/mlp": Recipe("digits", "mlp", GREY, epochs=60, shift=1),
+    "scenes/vgg": Recipe("scenes", "vgg", COLOUR),
+    "scenes/resnet": Recipe("scenes", "resnet", COLOUR),
+    "scenes/densenet": Recipe("scenes", "densenet", COLOUR),
+    "scenes/inception": Recipe("scenes", "inception", COLOUR),
+    "scenes/mobilenet": Recipe("scenes", "mobilenet", COLOUR),
+    "mnist/cnn7": Recipe("mnist", "cnn7", GREY, epochs=4, batch=128, shift=1),
+    "svhn/cnn7": Recipe("svhn", "cnn7", COLOUR | {"width": 20}, epochs=15, batch=128, shift=2),
+    "cifar10/vgg": Recipe("cifar10", "vgg", COLOUR | {"width": 64}, epochs=40, batch=128, shift=4, flip=True),
+    "cifar10/resnet": Recipe("cifar10", "resnet", COLOUR | {"width": 64}, epochs=40, batch=128, shift=4, flip=True),
+    "cifar10/densenet": Recipe("cifar10", "densenet", COLOUR | {"width": 32}, epochs=40, batch=128, shift=4, flip=True),
+    "cifar10/inception": Recipe("cifar10", "inception", COLOUR | {"width": 48}, epochs=40, batch=128, shift=4, flip=True),
+    "cifar10/mobilenet": Recipe("cifar10", "mobilenet", COLOUR | {"width": 48}, epochs=40, batch=128, shift=4, flip=True),
+}
+
+
+def names() -> list[str]:
+    """Every network that has a recipe. `load` also takes `imagenet/<name>` for torchvision's classifiers."""
+    return list(RECIPES)
+
+
+def user_folder() -> Path:
+    """`KIT_MODELS`, or `~/.cache/kit/models`."""
+    return Path(os.environ.get("KIT_MODELS") or Path.home() / ".cache" / "kit" / "models").expanduser()
+
+
+def recipe(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise ValueError(f"no network {name!r}: there are {', '.join(RECIPES)}, and imagenet/<torchvision's name>")
+    return RECIPES[name]
+
+
+def build(name: str, norm: bool = False) -> nn.Sequential:
+    """The network of a recipe with fresh weights; with `norm=False` as it is shipped, batch norm folded away."""
+    r = recipe(name)
+    return FAMILIES[r.family](norm=norm, **r.build)
+
+
+def load(name: str, device: str | torch.device | None = None) -> nn.Module:
+    """A trained network in eval mode: images (N, C, H, W) in [0, 1] → logits (N, K). Its first layer normalises.
+
+    `device=None` is the CPU; "auto" the GPU where there is one. Raises ValueError for a name that does not exist or
+    weights that are damaged, FileNotFoundError for a network that nobody has trained yet.
+    """
+    where = torch.device("cpu") if device is None else pick_device(str(device))
+    if name.startswith("imagenet/"):
+        return _torchvision(name.removeprefix("imagenet/")).eval().to(where)
+    model = build(name)
+    folder, entry = _find(name)
+    path = folder / entry["file"]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is listed in its manifest but not there: train it again: kit models train {name}")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+        raise ValueError(f"{path} is not the file its manifest describes (sha256 differs): {_restore(folder, name)}")
+    state = {k: v.float() for k, v in load_file(path).items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
+        raise ValueError(f"{path} was made for another architecture than {name} has now: {_restore(folder, name)}") from None
+    return model.eval().to(where)
+
+
+def _restore(folder: Path, name: str) -> str:
+    if folder == SHIPPED:
+        return "install the package again"
+    return f"train it again (kit models train {name}), or delete it"
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return {}
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return {name: e for name, e in entries.items() if e["file"] and e["sha256"]}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is not a manifest that can be read: delete it, and train its networks again") from None
+
+
+def entry(name: str) -> dict[str, Any] | None:
+    """The manifest's entry for a trained network (recipe, seed, accuracy, …), or None where it has no weights."""
+    recipe(name)
+    return next((m[name] for m in (_manifest(user_folder()), _manifest(SHIPPED)) if name in m), None)
+
+
+def _find(name: str) -> tuple[Path, dict[str, Any]]:
+    for folder in (user_folder(), SHIPPED):
+        if found := _manifest(folder).get(name):
+            return folder, found
+    raise FileNotFoundError(f"{name} has a recipe but no trained weights here: kit models train {name}")
+
+
+def save(model: nn.Module, entry: dict[str, Any], folder: str | Path | None = None) -> Path:
+    """Write weights and manifest entry to `folder` (None: the user's own); returns the weights' path.
+
+    `model` and `entry` are what `train` returns. The file appears complete or not at all.
+    """
+    folder = user_folder() if folder is None else Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = entry["name"]
+    path = folder / f"{name.replace('/', '-')}.safetensors"
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    save_file(tensors, _aside(path))
+    _aside(path).replace(path)
+    entries = _manifest(folder)
+    entries[name] = entry | {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    manifest = folder / "manifest.json"
+    text = json.dumps(dict(sorted(entries.items())), indent=1)
+    _aside(manifest).write_text(text + "\n", encoding="utf-8")
+    _aside(manifest).replace(manifest)
+    return path
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+# --- torchvision's ImageNet classifiers -----------------------------------------------------------------------------
+
+
+def _torchvision(name: str) -> nn.Module:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ValueError(f"torchvision has no classifier {name!r}; it has {', '.join(known)}")
+    weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    there = file.is_file()
+    try:
+        with patience(20):
+            state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # no network, no right to write, or a file that is cut short
+        if there:
+            raise ValueError(f"{file} cannot be read ({first_line(error)}): replace it or delete it") from None
+        raise FileNotFoundError(f"no weights for imagenet/{name}, and they could not be downloaded ({first_line(error)}): "
+                                f"put torchvision's {file.name} in {file.parent}, or set TORCH_HOME to the folder that "
+                                f"has hub/checkpoints/{file.name}") from None
+    # These two expect to undo the usual normalisation themselves when they carry torchvision's weights.
+    own = {"init_weights": False, "transform_input": True} if name in ("googlenet", "inception_v3") else {}
+    network = torchvision.models.get_model(name, weights=None, **own)
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise ValueError(f"{file} does not hold the weights of {name} ({first_line(error)}): replace it") from None
+    return nn.Sequential(OrderedDict(normalise=Normalize(IMAGENET_MEAN, IMAGENET_STD), network=network))
