@@ -26,3 +26,31 @@ $(READY): requirements.lock pyproject.toml
 env: $(READY) ## Create .venv from the lock
 
 .PHONY: help env
+
+book: $(READY) ## Execute every notebook (quick profile) and build the book
+	@$(BIN)/kit run --profile quick --jobs $(JOBS)
+	@$(BIN)/kit book
+
+test: $(READY) ## Lint, types, tests, and every notebook compared with its committed outputs
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
+
+lab: $(READY) ## Open JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+baseline: $(READY) ## Execute the notebooks and refresh their committed outputs and the scoreboard
+	$(BIN)/kit run --in-place --profile quick --jobs $(JOBS)
+	$(BIN)/kit scoreboard
+
+bench: $(READY) ## Time the methods against their unavoidable passes (BENCH=gradient for one family)
+	$(BIN)/python -m tests.bench $(BENCH)
+
+peers: $(READY) ## Install the other libraries that `make bench` measures beside ours
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[peers]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps torchattacks==3.5.1
+
+clean: ## Remove what was built and run; keep the environment
+	rm -rf _build runs .pytest_cache .mypy_cache .ruff_cache
+
+.PHONY: book test lab baseline bench peers clean

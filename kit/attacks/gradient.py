@@ -33,6 +33,11 @@ def _gain(z: Tensor, y: Tensor, target: Tensor | None, loss) -> Tensor:
     return loss(z, y) if target is None else -loss(z, target)
 
 
+def _stride(step: float | Tensor | None, way: float | Tensor, steps: int) -> float | Tensor:
+    """The given step, or the one that covers the way in `steps` steps."""
+    return way / max(steps, 1) if step is None else step
+
+
 @per_image
 def fgsm(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, norm: str = "linf",
@@ -71,7 +76,7 @@ def bim(
     Source: Kurakin et al., Adversarial examples in the physical world, 2017, section 2.2.
     """
     within = ball(norm, eps)
-    rule = steepest(within, eps / steps if step is None else step)
+    rule = steepest(within, _stride(step, eps, steps))
     return _climb(model, x, x, y, within=within, rule=rule, steps=steps, target=target, loss=loss, trace=trace)
 
 
@@ -86,7 +91,7 @@ def mi_fgsm(
     Source: Dong et al., Boosting adversarial attacks with momentum, CVPR 2018, algorithm 1.
     """
     within = ball(norm, eps)
-    rule = momentum(within, eps / steps if step is None else step, mu)
+    rule = momentum(within, _stride(step, eps, steps), mu)
     return _climb(model, x, x, y, within=within, rule=rule, steps=steps, target=target, loss=loss, trace=trace)
 
 
@@ -105,7 +110,7 @@ def pgd(
     """
     if restarts < 1:
         raise ValueError(f"restarts must be 1 or more, not {restarts}")
-    step = 2.5 * eps / steps if step is None else step
+    step = _stride(step, 2.5 * eps, steps)
     within = ball(norm, eps)
     best, best_value = x, torch.full_like(x[:, 0, 0, 0], -torch.inf)
     open_ = torch.arange(len(x), device=x.device)

@@ -136,7 +136,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
         before = node.args[0]
         layer = modules.get(before.target) if before.op == "call_module" else None
         if not isinstance(layer, nn.Conv2d | nn.Linear) or len(before.users) > 1:
-            raise ValueError(f"no convolution of its own comes before the batch norm {node.target!r}: it cannot be folded")
+            raise ValueError(f"the batch norm {node.target!r} cannot be folded: no convolution precedes it alone")
         norm = modules[node.target]
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
         bias = torch.zeros_like(norm.running_mean) if layer.bias is None else layer.bias

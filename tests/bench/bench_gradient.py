@@ -42,7 +42,8 @@ def peers(model, x, y, steps):
         import foolbox
 
         wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-        method = foolbox.attacks.FGSM() if steps == 1 else foolbox.attacks.LinfPGD(steps=steps, rel_stepsize=2.5 / steps)
+        method = (foolbox.attacks.FGSM() if steps == 1
+                  else foolbox.attacks.LinfPGD(steps=steps, rel_stepsize=2.5 / steps))
         found["foolbox"] = lambda: method(wrapped, x, y, epsilons=EPS)[1]
     if importlib.util.find_spec("art"):
         from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescentPyTorch

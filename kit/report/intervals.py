@@ -1,0 +1,59 @@
+"""How sure a number is: 95 % intervals, and a test for two methods tried on the same images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def _array(values: Any) -> np.ndarray:
+    """Numbers as an array, from a tensor on any device, an array or a list."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+    return np.asarray(values)
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion p̂ = successes / n, as fractions (lo, hi).
+
+    (p̂ + z²/2n ± z √(p̂(1−p̂)/n + z²/4n²)) / (1 + z²/n), which stays within [0, 1] and has a width also at p̂ = 0 or 1.
+    Raises ValueError unless 0 ≤ successes ≤ n and n ≥ 1. Source: Wilson, JASA 22 (1927).
+    """
+    from scipy.stats import binomtest
+
+    successes, n = int(successes), int(n)
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"an interval needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    found = binomtest(successes, n).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def bootstrap_mean(values: Any, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The percentile bootstrap interval (lo, hi) of the mean of `values`, drawn with replacement `resamples` times.
+
+    Raises ValueError for fewer than two values or for values that are not finite. Source: Efron, Ann. Stat. 7 (1979).
+    """
+    values = _array(values).astype(float).ravel()
+    if len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError("a bootstrap needs at least two values, all of them finite")
+    generator = np.random.default_rng(seed)
+    means = [generator.choice(values, len(values)).mean() for _ in range(resamples)]
+    lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(lo), float(hi)
+
+
+def paired(a: Any, b: Any) -> float:
+    """The p-value of McNemar's exact test: do two methods succeed equally often on the same images?
+
+    `a` and `b` (N,) say for each image whether the method succeeded. Of the images on which they differ, the share
+    that `a` alone solves is compared with 1/2 (two-sided binomial test). Raises ValueError for different lengths.
+    Source: McNemar, Psychometrika 12 (1947).
+    """
+    from scipy.stats import binomtest
+
+    a, b = _array(a).astype(bool), _array(b).astype(bool)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"two methods are compared on the same images: shapes {a.shape} and {b.shape} differ")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0

@@ -1,0 +1,3 @@
+from kit.run.cli import main
+
+main()

@@ -1,0 +1,210 @@
+"""The command line, `kit`. Torch is imported only by the commands that compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from kit.run.files import PACKAGE, ROOT, UserError, chapters, versions
+from kit.run.notebooks import Result
+from kit.run.notebooks import run as run_notebooks
+
+OPTIONS: dict[str, Any] = {"add_completion": False, "no_args_is_help": True, "pretty_exceptions_enable": False}
+app = typer.Typer(help="The course that runs: its notebooks, data, models and scoreboard.", **OPTIONS)
+data = typer.Typer(help="The data sets.", **OPTIONS)
+models = typer.Typer(help="The trained networks.", **OPTIONS)
+app.add_typer(data, name="data")
+app.add_typer(models, name="models")
+console = Console()
+errors = Console(stderr=True)
+
+STYLE = {"ok": "green", "up to date": "dim", "stopped": "yellow"}
+
+
+@contextmanager
+def _mistakes() -> Iterator[None]:
+    """Tell a user's mistake in one red line, and leave with status 2."""
+    try:
+        yield
+    except (UserError, ValueError, LookupError, OSError, ImportError) as error:
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        errors.print(f"[red]{escape(' '.join(text.split()))}[/red]", soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def _short(path: Path) -> str:
+    """A path as the user would type it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _line(result: Result) -> None:
+    """One line per finished notebook, for logs where no progress bar moves."""
+    if not console.is_terminal and result.status != "up to date":
+        console.print(f"{result.status}: {escape(_short(result.notebook))} {result.seconds:.1f} s", soft_wrap=True)
+
+
+def _summary(results: list[Result]) -> None:
+    for result in results:
+        if result.good:
+            continue
+        console.rule(f"[red]{escape(_short(result.notebook))}[/red]")
+        if result.cell:
+            console.print(escape(result.cell.rstrip()), soft_wrap=True)
+        if result.detail:
+            console.print(Text.from_ansi(result.detail.rstrip()), soft_wrap=True)
+        if not result.detail.rstrip().endswith(result.error):
+            console.print(f"[red]{escape(result.error)}[/red]", soft_wrap=True)
+        if result.output != result.notebook and result.output.exists():
+            console.print(f"What it did until then: {escape(_short(result.output))}", soft_wrap=True)
+    table = Table("notebook", "seconds", "peak memory", "device", "status")
+    for column in (1, 2):
+        table.columns[column].justify = "right"
+    for result in results:
+        style = STYLE.get(result.status, "red")
+        table.add_row(
+            escape(_short(result.notebook)),
+            f"{result.seconds:.1f}" if result.seconds else "",
+            f"{result.memory} MiB" if result.memory else "",
+            escape(result.device),
+            f"[{style}]{result.status}[/{style}]",
+        )
+    console.print(table)
+
+
+@app.command()
+def run(
+    notebooks: Annotated[list[Path] | None, typer.Argument(help="Notebooks or folders; none means the book.")] = None,
+    profile: Annotated[str, typer.Option(help="quick (embedded data) or full (the paper's scale).")] = "quick",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    jobs: Annotated[int, typer.Option(help="How many notebooks run at once.")] = 1,
+    seed: Annotated[int, typer.Option(help="The notebooks' seed.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the executed copies (default runs/<profile>).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run also what is up to date.")] = False,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Refresh the notebooks' own outputs.")] = False,
+    timeout: Annotated[float | None, typer.Option(help="Seconds a notebook may take.")] = None,
+) -> None:
+    """Execute notebooks; skip what is up to date."""
+    done: list[Result] = []
+
+    def finished(result: Result) -> None:
+        done.append(result)
+        _line(result)
+
+    with _mistakes():
+        try:
+            results = run_notebooks(
+                list(notebooks or []),
+                profile=profile,
+                device=device,
+                jobs=jobs,
+                seed=seed,
+                out=out,
+                force=force,
+                in_place=in_place,
+                timeout=timeout,
+                console=console,
+                finished=finished,
+            )
+        except KeyboardInterrupt:
+            good = sum(result.good for result in done)
+            errors.print(f"[yellow]Stopped with {good} notebooks done; the same command goes on from there.[/yellow]")
+            raise typer.Exit(130) from None
+    _summary(results)
+    if not all(result.good for result in results):
+        raise typer.Exit(1)
+
+
+def _listing(title: str, rows: list[dict[str, Any]]) -> None:
+    """A table of dictionaries, a column for every key that occurs."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*keys, title=title)
+    for row in rows:
+        values = (row.get(key) for key in keys)
+        table.add_row(*(escape(f"{v:.4g}" if isinstance(v, float) else "" if v is None else str(v)) for v in values))
+    console.print(table)
+
+
+@data.command("list")
+def data_list() -> None:
+    """The data sets and whether they are at hand."""
+    with _mistakes():
+        _listing("data", import_module("kit.data").listing())
+
+
+@models.command("list")
+def models_list() -> None:
+    """The trained networks, with what they reach."""
+    with _mistakes():
+        _listing("models", import_module("kit.models").listing())
+
+
+def _recipe(name: str) -> Any:
+    """How `name` is trained: by `kit.defend.RECIPES`, if it needs an attack, else by `kit.models.train`."""
+    plain = import_module("kit.models").train
+    try:
+        defend = import_module("kit.defend")
+    except ModuleNotFoundError as error:
+        if error.name != "kit.defend":
+            raise
+        return plain
+    return getattr(defend, "RECIPES", {}).get(name, plain)
+
+
+@models.command("train")
+def models_train(
+    name: Annotated[str, typer.Argument(help="A name that `kit models list` shows.")],
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's own seed.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's own number.")] = None,
+) -> None:
+    """Train a network by its recipe, and save it with its entry in the manifest."""
+    with _mistakes():
+        options = {"device": device, "seed": seed, "epochs": epochs}
+        given = {key: value for key, value in options.items() if value is not None}
+        model, entry = _recipe(name)(name, **given)
+        path = import_module("kit.models").save(model, entry)
+        _listing(name, [{key: value for key, value in entry.items() if not isinstance(value, dict | list)}])
+        console.print(f"saved: {escape(_short(Path(path)))}", soft_wrap=True)
+
+
+@app.command()
+def scoreboard() -> None:
+    """Write book/scoreboard.md from the numbers that the committed notebooks recorded."""
+    with _mistakes():
+        from kit.report.scoreboard import page
+
+        path = ROOT / "book" / "scoreboard.md"
+        path.write_text(page(chapters(), path.parent), encoding="utf-8")
+        console.print(f"written: {escape(_short(path))}", soft_wrap=True)
+
+
+@app.command()
+def book() -> None:
+    """Build the book from this machine's quick run, where there is one, and print the page to open."""
+    with _mistakes():
+        from kit.run.book import build
+
+        runs = ROOT / "runs" / "quick"
+        with console.status("building the book"):
+            page = build(ROOT, runs=runs if runs.is_dir() else None)
+        console.print(f"open {escape(str(page))}", soft_wrap=True)
+
+
+@app.command()
+def version() -> None:
+    """The versions of kit, python and torch."""
+    found = versions()
+    console.print(f"kit {found['kit']}, python {found['python']}, torch {found['torch']} ({PACKAGE})", soft_wrap=True)
+
+
+def main() -> None:
+    app(prog_name="kit")

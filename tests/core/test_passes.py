@@ -1,0 +1,155 @@
+"""The contracts: nothing leaked, images independent, mistakes refused in one sentence."""
+import pytest
+import torch
+from torch import nn
+
+import kit.core.passes
+from kit.core import (
+    MisleadingModel,
+    QueryCounter,
+    Trace,
+    accuracy,
+    device,
+    fooled,
+    gradient,
+    laid_out,
+    logits,
+    per_image,
+    seed_everything,
+    uniform,
+)
+
+
+@per_image(split=("weight",))
+def brighten(model, x, y, *, by=0.1, weight=None, generator=None, trace=None):
+    if trace is not None:
+        trace.add(y.float(), x)
+    model(x)
+    return x + by * (1 if weight is None else weight.view(-1, 1, 1, 1)), {"y": y}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setitem(kit.core.passes.PIXELS, "cpu", 1)
+
+
+def test_chunks_are_joined_and_split_arguments_follow(linear, small_chunks):
+    model, x, y = linear
+    weight = torch.arange(len(x)) / 100
+    trace, counter = Trace(images=True), QueryCounter(model, len(x))
+    out, rest = brighten(counter, x, y, weight=weight, trace=trace)
+    assert torch.allclose(out, x + 0.1 * weight.view(-1, 1, 1, 1))
+    assert out.is_contiguous()
+    assert torch.equal(rest["y"], y)
+    assert torch.equal(trace.values, y.float()[None])
+    assert torch.equal(trace.images[0], x)
+    assert counter.counts.tolist() == [1] * len(x)
+
+
+class Noisy(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.drop = inner, nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.inner(self.drop(x) + 0.2 * torch.rand_like(x))
+
+
+def test_nothing_leaks_even_when_it_raises(linear):
+    model, x, y = linear
+    model.train()
+    model[0].eval()
+    model[1].weight.grad = torch.ones_like(model[1].weight)
+    before = [p.clone() for p in model.parameters()]
+    images, state = x.clone(), torch.get_rng_state()
+
+    @per_image
+    def method(model, x, y, fail=False):
+        assert not any(m.training for m in model.modules())
+        with pytest.raises(RuntimeError, match="leaf"):
+            torch.ones(1, requires_grad=True).add_(1)
+        torch.rand(3)
+        if fail:
+            raise KeyError("inside")
+        return gradient(lambda v: model(v).sum(1), x)[1]
+
+    with torch.no_grad():  # as a caller may have it
+        assert method(model, x, y).abs().sum() > 0
+    with torch.inference_mode():
+        assert method(model, x.clone(), y).abs().sum() > 0
+    with pytest.raises(KeyError):
+        method(model, x, y, fail=True)
+    assert model.training
+    assert not model[0].training
+    assert model[1].training
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert model[1].weight.requires_grad
+    assert torch.equal(model[1].weight.grad, torch.ones_like(model[1].weight))
+    assert torch.equal(x, images)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("spoil", "error", "words"), [
+    (lambda m, x, y: (m, x.numpy(), y), TypeError, "must be a torch tensor"),
+    (lambda m, x, y: (m, x[0], y), ValueError, r"x\[None\]"),
+    (lambda m, x, y: (m, x[:0], y[:0]), ValueError, "batch is empty"),
+    (lambda m, x, y: (m, (x * 255).byte(), y), TypeError, r"\.float\(\) / 255"),
+    (lambda m, x, y: (m, x * 255, y), ValueError, "divide them by 255"),
+    (lambda m, x, y: (m, x * 4 - 2, y), ValueError, "Normalize"),
+    (lambda m, x, y: (m, torch.rand(2, 8, 8, 3), y[:2]), ValueError, "permute"),
+    (lambda m, x, y: (m, x.index_fill(0, torch.tensor([1]), torch.nan), y), ValueError, "hold NaN, 1 of 40"),
+    (lambda m, x, y: (m, x.double(), y), TypeError, "float32"),
+    (lambda m, x, y: (m, x, y.tolist()), TypeError, "y must be a torch tensor"),
+    (lambda m, x, y: (m, x, y[:3]), ValueError, "one label per image"),
+    (lambda m, x, y: (m, x, y + 1), ValueError, "0 … 4"),
+    (lambda m, x, y: (m, x, y - 1), ValueError, "0 … 4"),
+    (lambda m, x, y: (m, x, y.float()), TypeError, r"y\.long\(\)"),
+    (lambda m, x, y: (m, x, nn.functional.one_hot(y, 5)), ValueError, r"y\.argmax\(1\)"),
+    (lambda m, x, y: (nn.Sequential(m, nn.Softmax(1)), x, y), ValueError, "returns probabilities"),
+    (lambda m, x, y: (nn.Flatten(2), x, y), ValueError, r"logits \(N, K\)"),
+    (lambda m, x, y: (lambda v: (m(v), m(v)), x, y), TypeError, "not a tuple"),
+    (lambda m, x, y: (lambda v: m(v) / 0, x, y), ValueError, "NaN or infinity"),
+])
+def test_mistakes_are_one_clear_sentence(linear, spoil, error, words):
+    with pytest.raises(error, match=words) as caught:
+        brighten(*spoil(*linear))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_randomised_model_is_pointed_out(linear):
+    model, x, y = linear
+    with pytest.warns(MisleadingModel, match="differently when asked twice"):
+        brighten(Noisy(model), x, y)
+
+
+def test_evaluation_mode_is_used_and_given_back(linear):
+    model, x, y = linear
+    dropping = nn.Sequential(nn.Dropout(0.9), model).train()
+    assert torch.equal(logits(dropping, x), logits(model, x))
+    assert dropping.training
+
+
+def test_accuracy_and_success_are_those_of_the_logits(linear, small_chunks):
+    model, x, y = linear
+    wrong = y.clone()
+    wrong[:10] = (y[:10] + 1) % 5
+    assert accuracy(model, x, wrong) == pytest.approx(0.75)
+    assert fooled(model, x, wrong).sum() == 10
+    assert fooled(model, x, wrong, target=y).all()
+    assert torch.allclose(logits(model, x), model(x), atol=1e-6)
+
+
+def test_layout_is_channels_last_on_a_cpu():
+    x = torch.rand(2, 3, 4, 4)
+    assert laid_out(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_seeds_and_devices():
+    like = torch.empty(3)
+    first = uniform(like, seed_everything(1))
+    assert torch.equal(first, uniform(like, seed_everything(1)))
+    assert torch.equal(uniform(like, None), uniform(like, None))
+    assert device("cpu").type == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no GPU"):
+            device("cuda")

@@ -1,0 +1,185 @@
+"""The command line, with the runner and the other parts replaced by fakes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from kit.run import cli
+from kit.run.files import UserError
+from kit.run.notebooks import Result
+
+
+def call(*words: str):
+    return CliRunner().invoke(cli.app, list(words), env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+@pytest.fixture(autouse=True)
+def consoles(monkeypatch):
+    """Consoles that write where the test reads."""
+    monkeypatch.setattr(cli, "console", cli.Console(width=200))
+    monkeypatch.setattr(cli, "errors", cli.Console(width=200, stderr=True))
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Replace the runner: what it was called with, and what it answers."""
+    seen = SimpleNamespace(call=None, results=[])
+
+    def fake(paths, **options):
+        seen.call = (paths, options)
+        if isinstance(seen.results, BaseException):
+            raise seen.results
+        for result in seen.results:
+            options["finished"](result)
+        return seen.results
+
+    monkeypatch.setattr(cli, "run_notebooks", fake)
+    return seen
+
+
+def test_options_reach_the_runner(ran):
+    words = "run a.ipynb b --profile full --device cpu --jobs 3 --seed 5 --force --timeout 7 --out o"
+    answer = call(*words.split())
+    assert answer.exit_code == 0, answer.output
+    paths, options = ran.call
+    assert paths == [Path("a.ipynb"), Path("b")]
+    expected = {
+        "profile": "full",
+        "device": "cpu",
+        "jobs": 3,
+        "seed": 5,
+        "force": True,
+        "timeout": 7.0,
+        "out": Path("o"),
+    }
+    assert {key: options[key] for key in expected} == expected
+    assert options["in_place"] is False
+
+
+def test_failures_are_shown_and_the_status_says_so(ran, tmp_path):
+    partial = tmp_path / "x.failed.ipynb"
+    partial.write_text("{}")
+    ran.results = [
+        Result(Path("good.ipynb"), Path("out/good.ipynb"), "ok", 1.25, 300, "cpu"),
+        Result(
+            Path("x.ipynb"), partial, "failed", 2, 10, "cpu", "KeyError: 'k'", "a[b]", "\x1b[31mTraceback[0]\x1b[0m"
+        ),
+    ]
+    answer = call("run")
+    assert answer.exit_code == 1
+    for words in ("a[b]", "Traceback[0]", "KeyError: 'k'", str(partial), "300 MiB", "1.2", "failed"):
+        assert words in answer.output
+    assert "\x1b" not in answer.output
+    ran.results = ran.results[:1]
+    assert call("run").exit_code == 0
+
+
+def test_mistakes_are_one_line_and_status_2(ran):
+    ran.results = UserError("no such\nthing [here]")
+    answer = call("run")
+    assert answer.exit_code == 2
+    assert answer.stderr == "no such thing [here]\n"
+
+
+def test_ctrl_c(ran):
+    ran.results = KeyboardInterrupt()
+    answer = call("run")
+    assert answer.exit_code == 130
+    assert "goes on from there" in answer.stderr
+
+
+def module(monkeypatch, name, **names):
+    fake = ModuleType(name)
+    vars(fake).update(names)
+    monkeypatch.setitem(sys.modules, name, fake)
+
+
+def test_listings(monkeypatch):
+    module(
+        monkeypatch, "kit.data", listing=lambda: [{"name": "digits", "there": True}, {"name": "svhn", "where": "[x]"}]
+    )
+    module(monkeypatch, "kit.models", listing=lambda: [{"name": "cnn", "accuracy": 0.98765, "epochs": None}])
+    answer = call("data", "list")
+    assert answer.exit_code == 0, answer.output
+    assert all(word in answer.output for word in ("digits", "svhn", "[x]", "where"))
+    answer = call("models", "list")
+    assert "0.9877" in answer.output
+    assert "None" not in answer.output
+
+
+def test_a_mistake_in_another_part_is_one_line(monkeypatch):
+    def missing():
+        raise KeyError("no data: set KIT_DATA")
+
+    module(monkeypatch, "kit.data", listing=missing)
+    answer = call("data", "list")
+    assert answer.exit_code == 2
+    assert answer.stderr == "no data: set KIT_DATA\n"
+
+
+def test_training_takes_the_recipe_from_where_it_lives(monkeypatch):
+    calls = []
+
+    def plain(name, **options):
+        calls.append(("models", name, options))
+        return "net", {"name": name, "accuracy": 0.5, "recipe": {"lr": 1}}
+
+    def robust(name, **options):
+        calls.append(("defend", name, options))
+        return "net", {"name": name}
+
+    module(monkeypatch, "kit.models", train=plain, save=lambda model, entry: Path(f"{entry['name']}.safetensors"))
+    monkeypatch.setitem(sys.modules, "kit.defend", None)  # as if it did not exist: the import raises
+    with pytest.raises(ModuleNotFoundError):
+        import kit.defend  # noqa: F401
+    answer = call("models", "train", "cnn", "--epochs", "2")
+    assert answer.exit_code == 0, answer.output
+    assert "cnn.safetensors" in answer.output
+    module(monkeypatch, "kit.defend", RECIPES={"cnn-at": robust})
+    assert call("models", "train", "cnn-at", "--seed", "1", "--device", "cpu").exit_code == 0
+    assert call("models", "train", "mlp").exit_code == 0
+    assert calls == [
+        ("models", "cnn", {"epochs": 2}),
+        ("defend", "cnn-at", {"seed": 1, "device": "cpu"}),
+        ("models", "mlp", {}),
+    ]
+
+
+def test_the_scoreboard_is_written_from_the_chapters(monkeypatch, tmp_path):
+    (tmp_path / "book").mkdir()
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    monkeypatch.setattr(cli, "chapters", lambda: [])
+    assert call("scoreboard").exit_code == 0
+    assert (tmp_path / "book" / "scoreboard.md").read_text().startswith("# Scoreboard")
+
+
+def test_the_book_is_built_from_the_runs_where_there_are_any(monkeypatch, tmp_path):
+    calls = []
+
+    def build(out, runs):
+        calls.append((out, runs))
+        return out / "index.html"
+
+    module(monkeypatch, "kit.run.book", build=build)
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    assert f"open {tmp_path / 'index.html'}" in call("book").output
+    (tmp_path / "runs" / "quick").mkdir(parents=True)
+    call("book")
+    assert calls == [(tmp_path, None), (tmp_path, tmp_path / "runs" / "quick")]
+
+
+def test_version_and_a_light_start():
+    """Starting imports nothing heavy, so that a run with nothing to do takes under a second."""
+    code = (
+        "import sys, kit.run.cli as cli, typer.testing as t;"
+        "a = t.CliRunner().invoke(cli.app, ['version']); assert a.exit_code == 0, a.output;"
+        "print({'torch', 'nbformat', 'papermill', 'matplotlib', 'scipy', 'numpy'} & set(sys.modules) or 'light')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "light"

@@ -1,0 +1,381 @@
+"""The notebook runner, on notebooks of a few cells."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from kit.run import execute, files, notebooks
+from kit.run.files import UserError
+from kit.run.notebooks import run
+from kit.run.probe import probe
+
+PARAMETERS = 'profile = "quick"\ndevice = "auto"\nseed = 0'
+
+
+def write(path: Path, *sources: str, parameters: str | None = PARAMETERS, language: str = "python") -> Path:
+    """A notebook with a heading, the parameters cell and these code cells."""
+    code = [] if parameters is None else [(parameters, ["parameters"])]
+    code += [(source, []) for source in sources]
+    cells = [{"cell_type": "markdown", "id": "top", "metadata": {}, "source": ["# A title\n", "Text."]}]
+    for i, (source, tags) in enumerate(code):
+        metadata = {"tags": tags} if tags else {}
+        cell = {"cell_type": "code", "id": f"c{i}", "metadata": metadata, "source": source.splitlines(True)}
+        cells.append({**cell, "outputs": [], "execution_count": None})
+    kernel = {"name": "python3", "display_name": "x", "language": language}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps({"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
+    )
+    return path
+
+
+def printed(path: Path) -> str:
+    nb = json.loads(path.read_text())
+    return "".join("".join(o.get("text", [])) for cell in nb["cells"] for o in cell.get("outputs", []))
+
+
+def gone(pid: int, seconds: float = 10) -> bool:
+    """Whether the process ends within a while (a zombie has ended)."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """Four notebooks, of which two fail, run at once: folder, and results by name."""
+    folder = tmp_path_factory.mktemp("book")
+    show = "print(profile, device, seed, os.environ['OMP_NUM_THREADS'], os.getcwd())\nprint(sys.executable)"
+    names = [
+        write(folder / "in" / "good.ipynb", f"import os, sys\n{show}", "import sys\nprint('warned', file=sys.stderr)"),
+        write(folder / "in" / "bad.ipynb", "print('before')", "one = 1\none / 0", "print('never')"),
+        write(folder / "in" / "dies.ipynb", "import os\nos._exit(3)"),
+        write(folder / "in" / "last.ipynb", "2 + 2"),
+    ]
+    fake = folder / "jupyter" / "kernels" / "python3"  # an installed kernel of that name must not be used
+    fake.mkdir(parents=True)
+    (fake / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(fake.parent.parent))
+        patch.setattr(notebooks, "cores", lambda: 6)
+        results = run(names, jobs=2, out=folder / "out")
+    return folder, {result.notebook.stem: result for result in results}
+
+
+def test_one_failure_does_not_stop_the_others(book):
+    folder, results = book
+    assert [results[name].status for name in ("good", "bad", "dies", "last")] == ["ok", "failed", "failed", "ok"]
+    assert sorted(p.name for p in (folder / "out").rglob("*.ipynb")) == [
+        "bad.failed.ipynb",
+        "dies.failed.ipynb",
+        "good.ipynb",
+        "last.ipynb",
+    ]
+
+
+def test_a_failure_shows_its_cell_and_keeps_what_was_done(book):
+    _, results = book
+    bad = results["bad"]
+    assert bad.cell == "one = 1\none / 0"
+    assert bad.error == "ZeroDivisionError: division by zero"
+    assert "before" in printed(bad.output)
+    assert "never" not in printed(bad.output)
+    assert "died" in results["dies"].error
+    assert results["dies"].cell.startswith("import os")
+
+
+def test_the_kernel_is_this_interpreter_in_the_notebooks_folder_with_its_share_of_cores(book):
+    folder, results = book
+    lines = printed(results["good"].output).splitlines()
+    assert lines[0] == f"quick auto 0 3 {folder / 'in'}"
+    assert lines[1] == sys.executable
+
+
+def test_the_stamp(book):
+    _, results = book
+    result = results["good"]
+    nb = files.read(result.output)
+    stamp = files.stamp(nb)
+    assert stamp["profile"] == "quick"
+    assert stamp["seed"] == 0
+    assert stamp["device"] == "cpu"
+    assert stamp["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert stamp["seconds"] == result.seconds > 0
+    assert stamp["memory"] == result.memory > 20
+    assert stamp["source"] == files.code_key(files.read(result.notebook))
+    assert set(stamp) == {
+        "profile",
+        "seed",
+        "device",
+        "python",
+        "torch",
+        "kit",
+        "seconds",
+        "memory",
+        "commit",
+        "source",
+        "key",
+    }
+
+
+def test_only_outputs_are_added(book):
+    _, results = book
+    before, after = files.read(results["good"].notebook), files.read(results["good"].output)
+    for old, new in zip(before["cells"], after["cells"], strict=True):
+        assert files.source(old) == files.source(new)
+        assert (old["metadata"], old["id"]) == (new["metadata"], new["id"])
+    assert [c["execution_count"] for c in after["cells"] if c["cell_type"] == "code"] == [1, 2, 3]
+    assert set(after["metadata"]) == {"kernelspec", "language_info", "kit"}
+
+
+def test_what_is_up_to_date_is_skipped(book, monkeypatch):
+    folder, results = book
+    monkeypatch.setattr(subprocess, "Popen", None)  # nothing may start
+    good = results["good"]
+    (again,) = run([good.notebook], out=folder / "out")
+    assert again.status == "up to date"
+    assert (again.seconds, again.memory) == (good.seconds, good.memory)
+
+
+@pytest.mark.parametrize("what", ["force", "seed", "code", "prose", "kit", "damaged"])
+def test_what_has_changed_is_not_up_to_date(book, monkeypatch, tmp_path, what):
+    folder, results = book
+    source, given, force = results["good"].notebook, {"profile": "quick", "device": "auto", "seed": 0}, what == "force"
+    target = folder / "out"
+    if what == "seed":
+        given["seed"] = 1
+    elif what in ("code", "prose"):
+        text = source.read_text().replace(
+            *{"code": ("print(profile", "print( profile"), "prose": ("Text.", "Word.")}[what]
+        )
+        assert text != source.read_text()
+        source = tmp_path / "good.ipynb"
+        source.write_text(text)
+        target = tmp_path / "out"
+        target.mkdir()
+        (target / "good.ipynb").write_text(results["good"].output.read_text())
+        monkeypatch.chdir(tmp_path)
+    elif what == "kit":
+        monkeypatch.setattr(files, "package_key", lambda: "other")
+    elif what == "damaged":
+        target = tmp_path / "out"
+        monkeypatch.setattr(notebooks, "_relative", lambda notebook: Path(notebook.name))
+        target.mkdir()
+        (target / "good.ipynb").write_text(results["good"].output.read_text()[:500])
+    assert not notebooks._prepare(source, given, target, in_place=False, force=force).up_to_date
+
+
+def test_prose_does_not_make_committed_outputs_stale_but_code_does(tmp_path):
+    given = {"profile": "quick", "device": "auto", "seed": 0}
+    nb = files.read(write(tmp_path / "a.ipynb", "1"))
+    prose, code = json.loads(json.dumps(nb)), json.loads(json.dumps(nb))
+    prose["cells"][0]["source"] = "# Another title"
+    code["cells"][2]["source"] = "2"
+    assert files.run_key(prose, given, prose=False) == files.run_key(nb, given, prose=False)
+    assert files.run_key(prose, given, prose=True) != files.run_key(nb, given, prose=True)
+    assert files.run_key(code, given, prose=False) != files.run_key(nb, given, prose=False)
+    assert files.code_key(code) != files.code_key(nb)
+
+
+def test_other_parameters_are_injected_under_a_fixed_id(tmp_path):
+    notebook = write(tmp_path / "a {b}.ipynb", "print(profile, seed)")
+    (result,) = run([notebook], profile="full", seed=3, out=tmp_path / "out")
+    assert result.status == "ok", result.error
+    assert printed(result.output) == "full 3\n"
+    injected = files.read(result.output)["cells"][2]
+    assert injected["id"] == "injected-parameters"
+    assert injected["metadata"] == {"tags": ["injected-parameters"]}
+
+
+def test_in_place_is_stable_and_refuses_stderr(tmp_path):
+    good = write(
+        tmp_path / "good.ipynb", "print('one')\nprint('two')", "import os\nprint(os.environ['OMP_NUM_THREADS'])"
+    )
+    noisy = write(tmp_path / "noisy.ipynb", "import sys\nprint('warned', file=sys.stderr)")
+    untouched = noisy.read_text()
+    first, second = run([good, noisy], in_place=True, out=tmp_path / "out", jobs=2)
+    assert (first.status, second.status) == ("ok", "failed")
+    assert "stderr" in second.error
+    assert noisy.read_text() == untouched
+    assert second.output == tmp_path / "out" / "noisy.failed.ipynb"
+    content = good.read_text()
+    assert printed(good) == "one\ntwo\n1\n"
+    assert "papermill" not in content
+    assert run([good], in_place=True, out=tmp_path / "out")[0].status == "up to date"
+    assert run([good], in_place=True, out=tmp_path / "out", force=True)[0].status == "ok"
+    assert good.read_text() == content
+
+
+def test_the_time_limit(tmp_path):
+    slow = write(tmp_path / "slow.ipynb", "import time\ntime.sleep(300)")
+    (result,) = run([slow], timeout=8, out=tmp_path / "out")
+    assert result.status == "timed out"
+    assert "8 s" in result.error
+    assert result.seconds < 100
+    assert not (tmp_path / "out" / "slow.ipynb").exists()
+
+
+MISTAKES = {
+    "profile": ({"profile": "fast"}, "quick or full"),
+    "device": ({"device": "tpu"}, "auto, cpu or cuda"),
+    "jobs": ({"jobs": 0}, "at least 1"),
+    "timeout": ({"timeout": -1}, "positive"),
+    "in place": ({"in_place": True, "profile": "full"}, "--in-place"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_in_the_options(tmp_path, name):
+    options, words = MISTAKES[name]
+    with pytest.raises(UserError, match=words):
+        run([write(tmp_path / "a.ipynb", "1")], out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_cuda_without_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False)))
+    with pytest.raises(UserError, match="no GPU"):
+        run([write(tmp_path / "a.ipynb", "1")], device="cuda", out=tmp_path / "out")
+
+
+def test_mistakes_in_the_notebooks(tmp_path):
+    with pytest.raises(UserError, match="there is no notebook"):
+        run([tmp_path / "none.ipynb"])
+    with pytest.raises(UserError, match="no notebooks in the folder"):
+        run([tmp_path])
+    for text in ("hello", "[]", '{"cells": 3}', '{"cells": [], "nbformat": 3}'):
+        (tmp_path / "a.ipynb").write_text(text)
+        with pytest.raises(UserError, match="not a notebook"):
+            run([tmp_path / "a.ipynb"])
+    with pytest.raises(UserError, match="tagged `parameters`"):
+        run([write(tmp_path / "b.ipynb", "1", parameters=None)])
+    with pytest.raises(UserError, match="tagged `parameters`"):
+        run([write(tmp_path / "b.ipynb", "1", parameters='profile = "quick"')])
+    with pytest.raises(UserError, match="plain assignments"):
+        run([write(tmp_path / "b.ipynb", "1", parameters="profile = str(1)")])
+    with pytest.raises(UserError, match="asks for a R kernel"):
+        run([write(tmp_path / "c.ipynb", "1", language="R")])
+    with pytest.raises(UserError, match="overwrite"):
+        run([write(Path.cwd() / tmp_path / "d.ipynb", "1")], out=tmp_path)
+    with pytest.raises(UserError, match="both"):
+        run([write(tmp_path / "x" / "d.ipynb", "1"), write(tmp_path / "y" / "d.ipynb", "1")], out=tmp_path / "out")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(execute.os, "replace", full)
+    target = tmp_path / "out.ipynb"
+    target.write_text("old")
+    nbformat = pytest.importorskip("nbformat")
+    nb = nbformat.read(write(tmp_path / "a.ipynb", "1"), as_version=4)
+    with pytest.raises(OSError, match="No space"):
+        execute._write(nb, target, keep_same=False)
+    assert target.read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ipynb", "out.ipynb"]  # nothing left beside
+    monkeypatch.setattr(nbformat, "reads", full)
+    job = {"notebook": str(tmp_path / "a.ipynb"), "partial": str(tmp_path / "p"), "target": str(target)}
+    assert "disk is full" in execute.execute(job, lambda event: None)["error"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_leaves_no_process_and_resumes(tmp_path, how):
+    """Whichever way the runner ends, the kernel ends with it."""
+    quick, pid = write(tmp_path / "a.ipynb", "1"), tmp_path / "pid"
+    body = (
+        f"import os, time\nfrom pathlib import Path\nPath({str(pid)!r}).write_text(str(os.getpid()))\ntime.sleep(300)"
+    )
+    slow = write(tmp_path / "b.ipynb", body)
+    order = [quick, slow] if how == signal.SIGINT else [slow]
+    command = [sys.executable, "-m", "kit.run", "run", *map(str, order), "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(files.ROOT)}
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdout=-3, stderr=subprocess.PIPE, text=True
+    ) as runner:
+        end = time.monotonic() + 120
+        while not (pid.exists() and pid.read_text()):
+            assert time.monotonic() < end, "the slow notebook did not start"
+            assert runner.poll() is None
+            time.sleep(0.1)
+        workers = [child.pid for child in psutil.Process(runner.pid).children(recursive=True)]
+        assert len(workers) >= 2
+        runner.send_signal(how)
+        words = runner.communicate(timeout=60)[1]
+    assert all(gone(worker) for worker in {*workers, int(pid.read_text())})
+    assert not (tmp_path / "out" / "b.ipynb").exists()
+    if how != signal.SIGKILL:
+        assert runner.returncode == 130
+        assert "goes on from there" in words
+    if quick in order:
+        assert run([quick], out=tmp_path / "out")[0].status in ("up to date", "ok")
+
+
+def test_outputs_lie_as_the_notebooks_do(tmp_path, monkeypatch):
+    assert notebooks._relative(files.ROOT / "notebooks" / "a" / "b.ipynb") == Path("notebooks/a/b.ipynb")
+    monkeypatch.chdir(tmp_path)
+    assert notebooks._relative(tmp_path / "mine" / "b.ipynb") == Path("mine/b.ipynb")
+    assert notebooks._relative(Path("/elsewhere/b.ipynb")) == Path("b.ipynb")
+
+
+def test_time_left():
+    def job(expected, result=None):
+        return notebooks.Job(Path("a"), Path("b"), Path("c"), {}, expected, result=result)
+
+    assert notebooks._left([job(10.0), job(20.0), job(30.0)], 2) == 30.0
+    assert notebooks._left([job(10.0), job(None)], 1) == 20.0  # unknown: like the others
+    done = notebooks.Result(Path("a"), Path("b"), "ok", 4.0)
+    assert notebooks._left([job(4.0, done), job(None)], 1) == 4.0
+    running = job(None)
+    running.started, running.share = time.monotonic() - 10, 0.5  # half of its cells in ten seconds
+    assert notebooks._left([running], 1) == pytest.approx(10, abs=0.5)
+    assert [notebooks._clock(s) for s in (5, 65, 3665)] == ["0:05", "1:05", "1:01:05"]
+
+
+def test_chapters_come_in_the_order_of_the_book(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        write(tmp_path / "notebooks" / f"{name}.ipynb", "1")
+    write(tmp_path / "notebooks" / ".ipynb_checkpoints" / "a.ipynb", "1")
+    (tmp_path / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/index\nparts:\n"
+        "- chapters:\n  - file: notebooks/c\n    sections:\n    - file: notebooks/d.ipynb\n"
+        "- chapters:\n  - file: notebooks/a\n"
+    )
+    assert [p.stem for p in files.chapters(tmp_path)] == ["c", "d", "a", "b"]
+    assert files.toc(tmp_path)[0] == "book/index"
+
+
+def test_the_kernel_environment_keeps_the_gpu_only_where_it_may(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    assert notebooks.kernel_environment(3, gpu=False)["CUDA_VISIBLE_DEVICES"] == ""
+    found = notebooks.kernel_environment(3, gpu=True)
+    assert "CUDA_VISIBLE_DEVICES" not in found
+    assert found["OMP_NUM_THREADS"] == "3"
+    assert found["PYTHONPATH"].split(os.pathsep) == [str(files.ROOT), "elsewhere"]
+
+
+def test_the_probe_names_the_gpu_only_if_it_was_used(monkeypatch):
+    for used, device in ((True, "H"), (False, "cpu")):
+        cuda = SimpleNamespace(is_initialized=lambda used=used: used, get_device_name=lambda: "H")
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+        assert probe()["device"] == device
+    monkeypatch.delitem(sys.modules, "torch")
+    assert probe()["device"] == "cpu"
+    assert 20 < probe()["memory"] < 100_000
