@@ -1,11 +1,12 @@
-"""Building the book: the pages, with each notebook as it was executed, laid beside each other and given to jupyter-book.
+"""Building the book: pages and executed notebooks are laid out in one folder, and given to jupyter-book.
 
-The committed notebooks are left as they are. A page is built from this machine's own run of it (`runs/quick`) where there
-is one, and from the committed outputs otherwise.
+The committed notebooks are left as they are. A page is built from this machine's own run of it (`runs/quick`) where
+there is one, and from the committed outputs otherwise.
 """
 from __future__ import annotations
 
 import filecmp
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,10 @@ from pathlib import Path
 from kit.run.files import ROOT, UserError, chapters
 
 PAGES = ("_config.yml", "_toc.yml", "book", "kit")  # kit, because pages include its source
+
+
+class BuildFailed(RuntimeError):
+    """jupyter-book's warnings and errors, a line each."""
 
 
 def _wanted(root: Path, runs: Path | None) -> Iterator[tuple[Path, Path]]:
@@ -45,18 +50,19 @@ def stage(source: Path, root: Path = ROOT, runs: Path | None = None) -> None:
             path.unlink()
 
 
-def build(out: Path, root: Path = ROOT, runs: Path | None = None, *, quiet: bool = True) -> Path:
+def build(out: Path, root: Path = ROOT, runs: Path | None = None) -> Path:
     """Build the book into `out`/_build/html, warnings being errors; returns its first page.
 
-    Raises UserError when jupyter-book is not installed, or with what it complained about when it failed.
+    Raises UserError when jupyter-book is not installed, BuildFailed with its complaints when it failed.
     """
     source = out / "_build" / "source"
     stage(source, root, runs)
-    command = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(source), "--path-output", str(out)]
-    done = subprocess.run([*command, "-W", "-n", "--keep-going", *(["-q"] if quiet else [])],
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root)
+    program = Path(sys.executable).with_name("jupyter-book")
+    if not program.exists():
+        raise UserError("jupyter-book is not installed: run `make env`, or pip install -e '.[book]'")
+    command = [str(program), "build", str(source), "--path-output", str(out), "-W", "-n", "--keep-going"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root)
     if done.returncode:
-        if "No module named" in done.stdout:
-            raise UserError("jupyter-book is not installed: run `make env`, or pip install -e '.[book]'")
-        raise UserError(f"the book could not be built:\n{done.stdout.strip()}")
+        complaints = [line for line in done.stdout.splitlines() if re.search("WARNING|ERROR|rror:", line)]
+        raise BuildFailed("\n".join(complaints or done.stdout.splitlines()[-20:]))
     return out / "_build" / "html" / "index.html"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,8 +124,9 @@ def run(
         raise typer.Exit(1)
 
 
-def _listing(title: str, rows: list[dict[str, Any]]) -> None:
-    """A table of dictionaries, a column for every key that occurs."""
+def _listing(title: str, found: Iterable[Any]) -> None:
+    """A table of dictionaries or dataclasses, a column for every key that occurs."""
+    rows = [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in found]
     keys = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(*keys, title=title)
     for row in rows:
@@ -174,6 +176,20 @@ def models_train(
         path = import_module("kit.models").save(model, entry)
         _listing(name, [{key: value for key, value in entry.items() if not isinstance(value, dict | list)}])
         console.print(f"saved: {escape(_short(Path(path)))}", soft_wrap=True)
+
+
+@app.command()
+def book() -> None:
+    """Build the book, each chapter from this machine's run of it where there is one."""
+    from kit.run.book import BuildFailed, build
+
+    with _mistakes():
+        try:
+            first = build(ROOT, runs=ROOT / "runs" / "quick")
+        except BuildFailed as failed:
+            errors.print(f"[red]The book could not be built:[/red]\n{escape(str(failed))}", soft_wrap=True)
+            raise typer.Exit(1) from None
+        console.print(f"Open {escape(_short(first))} in a browser.", soft_wrap=True)
 
 
 @app.command()

@@ -1,0 +1,245 @@
+"""The built site asks no other host for anything: read in its files, and watched in a browser where there is one."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+
+from kit.run.book import build
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = [str(Path(sys.executable).with_name("jupyter-book")), "build", ".", "-W", "-n", "--keep-going"]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+
+# What a page loads by itself. A plain link (a href) is the reader's choice and may lead anywhere.
+LOADS = [
+    ("script", "src"), ("link", "href"), ("img", "src"), ("img", "srcset"), ("source", "src"), ("source", "srcset"),
+    ("iframe", "src"), ("embed", "src"), ("object", "data"), ("video", "src"), ("video", "poster"), ("audio", "src"),
+    ("track", "src"), ("input", "src"), ("use", "href"), ("use", "xlink:href"), ("image", "href"),
+    ("image", "xlink:href"),
+]  # fmt: skip
+LINKS_NOT_LOADED = {"canonical", "license", "author", "next", "prev", "search", "index"}
+# Hosts that scripts may name: XML namespaces, and addresses in comments or printed for a developer.
+NAMED = {
+    "www.w3.org", "www.mathjax.org", "www.apache.org", "github.com", "clipboardjs.com", "developer.mozilla.org",
+    "pydata-sphinx-theme.readthedocs.io",
+}  # fmt: skip
+
+
+def foreign(address: str) -> bool:
+    return bool(re.match(r"\s*(https?:|wss?:|ftp:)?//", address))
+
+
+def foreign_in_css(text: str) -> list[str]:
+    addresses = re.findall(r"url\(\s*['\"]?([^'\")]+)|@import\s+['\"]([^'\"]+)", text)
+    return [a or b for a, b in addresses if foreign(a or b)]
+
+
+def foreign_in_script(text: str) -> list[str]:
+    return [host for host in re.findall(r"(?:https?:|wss?:|['\"`])//([\w-]+(?:\.[\w-]+)+)", text) if host not in NAMED]
+
+
+def foreign_in_html(text: str) -> list[str]:
+    page, found = BeautifulSoup(text, "html.parser"), []
+    for tag, attribute in LOADS:
+        for element in page.find_all(tag, attrs={attribute: True}):
+            if tag == "link" and LINKS_NOT_LOADED & set(element.get("rel", [])):
+                continue
+            found += [address for address in re.split(r"[\s,]+", element[attribute]) if foreign(address)]
+    for element in page.find_all("meta", attrs={"http-equiv": re.compile("refresh", re.I)}):
+        found += [a for a in re.findall(r"url=\s*(\S+)", element.get("content", ""), re.I) if foreign(a)]
+    for element in page.find_all("style"):
+        found += foreign_in_css(element.get_text())
+    for element in page.find_all(style=True):
+        found += foreign_in_css(element["style"])
+    for element in page.find_all("script", src=False):
+        if element.get("type") != "application/vnd.jupyter.widget-state+json":
+            found += foreign_in_script(element.get_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The book built as `make book` builds it, from the committed outputs."""
+    return build(tmp_path_factory.mktemp("book"), ROOT).parent
+
+
+def pages(site: Path) -> list[Path]:
+    return sorted(path for path in site.rglob("*.html") if "_static" not in path.parts)
+
+
+def test_the_check_finds_every_way_to_load_from_elsewhere():
+    planted = """<html><head><link rel="stylesheet" href="https://a.example/s.css">
+    <script src="//b.example/x.js"></script>
+    <style>@import "https://c.example/t.css"; p {background: url(https://d.example/p.png)}</style>
+    <script>const from = "https://e.example/lib.js"</script>
+    <meta http-equiv="refresh" content="0; url=https://f.example/"></head>
+    <body><img src="https://g.example/i.png" srcset="own.png 1x, https://h.example/i.png 2x">
+    <div style="background: url('https://i.example/p.png')"></div>
+    <a href="https://j.example/">a link</a></body></html>"""
+    found = " ".join(foreign_in_html(planted))
+    assert [letter for letter in "abcdefghij" if f"{letter}.example" in found] == list("abcdefghi")
+
+
+def test_no_page_loads_from_elsewhere(site):
+    found = {str(path.relative_to(site)): foreign_in_html(path.read_text()) for path in pages(site)}
+    assert len(found) > 15
+    assert {page: addresses for page, addresses in found.items() if addresses} == {}
+
+
+def test_no_stylesheet_or_script_loads_from_elsewhere(site):
+    found = {path.name: foreign_in_css(path.read_text()) for path in site.rglob("*.css")}
+    found |= {path.name: foreign_in_script(path.read_text()) for path in site.rglob("*.js")}
+    assert {"kit.css", "tex-svg-full.js"} <= set(found)
+    assert {name: addresses for name, addresses in found.items() if addresses} == {}
+
+
+def test_every_image_has_alt_text(site):
+    parsed = {path.name: BeautifulSoup(path.read_text(), "html.parser") for path in pages(site)}
+    images = [(name, image) for name, page in parsed.items() for image in page("img")]
+    assert len(images) >= 2
+    bare = {(page, image.get("src")) for page, image in images if len(image.get("alt") or "") < 3}
+    automatic = {(page, image["src"]) for page, image in images if "_images/" in (image.get("alt") or "")}
+    assert (bare, automatic) == (set(), set())
+
+
+def test_every_local_file_that_a_page_loads_exists(site):
+    missing = set()
+    for path in pages(site):
+        page = BeautifulSoup(path.read_text(), "html.parser")
+        for tag, attribute in [("script", "src"), ("link", "href"), ("img", "src"), ("a", "href")]:
+            for element in page.find_all(tag, attrs={attribute: True}):
+                address = urlparse(element[attribute])
+                local = address.path and not (address.scheme or address.netloc)
+                if local and not (path.parent / address.path).exists():
+                    missing.add((path.name, element[attribute]))
+    assert missing == set()
+
+
+def test_no_button_leads_nowhere(site):
+    """Launch and repository buttons are there exactly if the repository's address is set."""
+    address = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    chapters = [path for path in pages(site) if "notebooks" in path.parts]
+    assert chapters
+    for path in chapters:
+        text = path.read_text()
+        assert ("colab.research" in text, "mybinder" in text, "btn-source-repository" in text) == (bool(address),) * 3
+
+
+def test_an_address_in_one_place_brings_the_buttons(tmp_path):
+    """One notebook, one page, and repository.url: both services are offered for the notebook's own path."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    config["repository"]["url"] = "https://github.com/someone/something"
+    (tmp_path / "book").mkdir()
+    shutil.copy(ROOT / "book" / "references.bib", tmp_path / "book")
+    for name in ("_ext", "_static", "assets"):
+        shutil.copytree(ROOT / "book" / name, tmp_path / "book" / name)
+    (tmp_path / "_config.yml").write_text(yaml.safe_dump(config))
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/index\nchapters:\n  - file: book/chapter\n")
+    (tmp_path / "book" / "index.md").write_text("# Index\n\nText.\n")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
+    cell = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# Chapter\n\n$x^2$"}
+    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": [cell]}
+    (tmp_path / "book" / "chapter.ipynb").write_text(json.dumps(notebook))
+    result = subprocess.run(BUILD, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    text = (tmp_path / "_build" / "html" / "book" / "chapter.html").read_text()
+    assert "https://colab.research.google.com/github/someone/something/blob/main/book/chapter.ipynb" in text
+    assert "https://mybinder.org/v2/gh/someone/something/main?urlpath=lab/tree/book/chapter.ipynb" in text
+    assert "btn-source-repository" in text
+    assert foreign_in_html(text) == []
+
+
+def browse(address: str, folder: Path) -> tuple[str, list[str]]:
+    """The page after its scripts have run, and every address asked for, by a browser that cannot reach any host."""
+    folder.mkdir(parents=True)
+    log = folder / "net.json"
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-extensions", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--user-data-dir={folder / 'user'}",
+        f"--log-net-log={log}", "--virtual-time-budget=10000", "--dump-dom", address,
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert result.returncode == 0, result.stderr[-2000:]
+    text = log.read_text()
+    try:
+        events = json.loads(text)["events"]
+    except json.JSONDecodeError:  # a browser that is slow to leave does not close its log
+        events = json.loads(text.rstrip().rstrip(",") + "]}")["events"]
+    return result.stdout, [event["params"]["url"] for event in events if "url" in event.get("params", {})]
+
+
+def hosts(addresses: list[str]) -> set[str]:
+    parsed = [urlparse(address) for address in addresses]
+    return {p.hostname for p in parsed if p.scheme in {"http", "https", "ws", "wss"}} - {"127.0.0.1"}
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory) -> set[str]:
+    """The hosts that the browser asks for by itself."""
+    return hosts(browse("about:blank", tmp_path_factory.mktemp("idle") / "run")[1])
+
+
+@pytest.fixture
+def serve(tmp_path):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    servers = []
+
+    def start(folder: Path) -> str:
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@needs_browser
+def test_the_watch_sees_a_foreign_request(serve, idle, tmp_path):
+    (tmp_path / "pages").mkdir()
+    script = "<script>setTimeout(() => fetch('https://late.example/x'), 500)</script>"
+    image = "<img src='https://image.example/i.png'>"
+    (tmp_path / "pages" / "index.html").write_text(f"<html><body>{image}{script}</body></html>")
+    asked = browse(serve(tmp_path / "pages"), tmp_path / "run")[1]
+    assert hosts(asked) - idle == {"image.example", "late.example"}
+
+
+@needs_browser
+@pytest.mark.parametrize("page", ["book/index.html", "notebooks/attacks/gradient.html", "search.html?q=loss"])
+def test_a_browser_asks_no_other_host(site, serve, idle, tmp_path, page):
+    address = serve(site)
+    dom, asked = browse(f"{address}/{page}", tmp_path / "run")
+    assert any(a.startswith(f"{address}/_static/") for a in asked)
+    assert hosts(asked) - idle == set()
+    if page.startswith("search"):
+        assert "page(s) matching" in dom or "pages matching" in dom
+
+
+@needs_browser
+@pytest.mark.parametrize("served", [True, False], ids=["served", "from disk"])
+def test_equations_are_rendered(site, serve, idle, tmp_path, served):
+    path = "book/notation.html"
+    dom, asked = browse(f"{serve(site)}/{path}" if served else (site / path).as_uri(), tmp_path / "run")
+    page = BeautifulSoup(dom, "html.parser")
+    written = BeautifulSoup((site / path).read_text(), "html.parser").find_all(class_="math")
+    assert len(written) > 50
+    assert len(page.find_all("mjx-container")) == len(written)
+    assert page.find_all("mjx-merror") == page.find_all(attrs={"data-mml-node": "merror"}) == []
+    assert hosts(asked) - idle == set()
