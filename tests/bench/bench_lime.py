@@ -82,8 +82,8 @@ def peers(model, x, parts, target):
 
         found["lime"] = lime
     if importlib.util.find_spec("captum"):
-        from captum.attr import KernelShap, Lime
         from captum._utils.models.linear_model import SkLearnRidge
+        from captum.attr import KernelShap, Lime
 
         class Probabilities(nn.Module):
             def forward(self, images):
@@ -105,7 +105,8 @@ def peers(model, x, parts, target):
             out = []
             flat = parts.numpy()
             for start in range(0, len(b), 128):
-                out.append(probabilities(np.where(b[start:start + 128][:, flat, None] > 0.5, image, 0).astype("float32")))
+                shown = np.where(b[start:start + 128][:, flat, None] > 0.5, image, 0)
+                out.append(probabilities(shown.astype("float32")))
             return np.concatenate(out)[:, target]
 
         found["shap"] = lambda: shap.KernelExplainer(value, np.zeros((1, count))).shap_values(
