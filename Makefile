@@ -34,7 +34,7 @@ book: $(READY) ## Execute every notebook (quick profile) and build the book
 test: $(READY) ## Lint, types, tests, and every notebook compared with its committed outputs
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
+	$(BIN)/python -m pytest --nbval tests notebooks -n $(JOBS) --dist loadscope
 
 lab: $(READY) ## Open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

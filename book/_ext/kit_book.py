@@ -1,7 +1,9 @@
-"""The three things that `_config.yml` cannot say: MathJax from the book itself, buttons only when they lead somewhere,
-and no address of another host on a page that does not use it."""
+"""What `_config.yml` cannot say: MathJax comes from the book itself, buttons are there only when they lead somewhere,
+no page names another host for what it does not use, and a changed stylesheet counts as a change."""
 
 import hashlib
+import html
+import json
 from importlib import metadata
 from pathlib import Path
 
@@ -49,6 +51,16 @@ def copy_mathjax(app: Sphinx) -> None:
         target.write_bytes(content)
 
 
+def follow_static_files(app: Sphinx, env, added, changed, removed) -> list[str]:
+    """Sphinx copies static files only when some page has changed: a changed stylesheet changes every page."""
+    for folder in app.config.html_static_path:
+        for source in (Path(app.confdir) / folder).rglob("*.*"):
+            built = Path(app.outdir) / "_static" / source.relative_to(Path(app.confdir) / folder)
+            if source.is_file() and built.is_file() and built.read_bytes() != source.read_bytes():
+                return list(env.found_docs)
+    return []
+
+
 def drop_thebe(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """sphinx-thebe writes a foreign address into every page, also where it is switched off."""
 
@@ -60,8 +72,25 @@ def drop_thebe(app: Sphinx, pagename: str, templatename: str, context: dict, doc
         context["script_files"] = [script for script in context["script_files"] if not is_thebe(script)]
 
 
+def show_stamp(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """End a chapter with how it was executed, as `kit run` noted it in the notebook (`metadata.kit.stamp`)."""
+    path = Path(app.env.doc2path(pagename))
+    if doctree is None or path.suffix != ".ipynb":
+        return
+    stamp = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("kit", {}).get("stamp")
+    if not stamp:
+        return
+    parts = [f"{stamp['profile']} profile", f"on {stamp['device']}", f"in {stamp['seconds']:.0f} s"]
+    parts += [f"seed {stamp['seed']}"]
+    parts += [f"{name} {stamp[name]}" for name in ("python", "torch") if stamp.get(name)]
+    parts += [f"commit {stamp['commit'][:10]}"] if stamp.get("commit") else []
+    context["body"] += f'<p class="stamp">Executed: {html.escape(", ".join(parts))}.</p>'
+
+
 def setup(app: Sphinx) -> dict:
     app.connect("config-inited", hide_dead_buttons)
     app.connect("builder-inited", copy_mathjax)
+    app.connect("env-get-outdated", follow_static_files)
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", show_stamp)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

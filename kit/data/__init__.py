@@ -141,8 +141,8 @@ def _npz_lengths(path: Path) -> tuple[int, int] | None:
             for half in ("train", "test"):
                 with archive.open(f"y_{half}.npy") as file:
                     version = np.lib.format.read_magic(file)
-                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                    lengths.append(read(file)[0][0])
+                    read = "read_array_header_1_0" if version == (1, 0) else "read_array_header_2_0"
+                    lengths.append(getattr(np.lib.format, read)(file)[0][0])
     except (OSError, KeyError, ValueError, IndexError, zipfile.BadZipFile):
         return None
     return lengths[0], lengths[1]

@@ -16,7 +16,7 @@ CLASSES = tuple("0123456789")
 
 @functools.cache
 def _all() -> tuple[torch.Tensor, torch.Tensor]:
-    """8 × 8 counts 0 to 16 → 24 × 24 in [0, 1], bilinear (bicubic would overshoot and be clipped), plus a margin of 2."""
+    """8 × 8 counts 0 to 16 → 24 × 24 in [0, 1], bilinear (bicubic would overshoot and be clipped), margin 2."""
     raw = load_digits()
     x = torch.from_numpy(raw.images).float().unsqueeze(1) / 16
     x = F.interpolate(x, size=24, mode="bilinear", align_corners=False).clamp(0, 1)

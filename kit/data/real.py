@@ -1,8 +1,8 @@
 """The real sets: where they are looked for, and how they are read.
 
-Under `KIT_DATA` (`~/.cache/kit/data` where it is unset), in this order: `<name>.npz` with uint8 arrays `x_train, y_train,
-x_test, y_test`; torchvision's own layout, there or in `<name>/`; a folder `<name>/` of class folders. Then torchvision
-downloads. `dev` is the last tenth of the training file, at most 5000 images, and `train` is the rest.
+Under `KIT_DATA` (`~/.cache/kit/data` where it is unset), in this order: `<name>.npz` with uint8 arrays `x_train`,
+`y_train`, `x_test`, `y_test`; torchvision's own layout, there or in `<name>/`; a folder `<name>/` of class folders.
+Then torchvision downloads. `dev` is the last tenth of the training file, at most 5000 images, and `train` is the rest.
 """
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,8 +65,8 @@ def arrays(name: str, split: str, n: int | None, seed: int) -> Data:
         return folder(root() / name, split, n, seed, grey=name == "mnist", classes=CLASSES[name])
     else:
         x, y = _download(name, half)
-    rows = part(split, len(y))
-    x, y = x[rows], y[rows].astype(np.int64)
+    own = part(split, len(y))
+    x, y = x[own], y[own].astype(np.int64)
     rows = choose(y, n, seed, f"{name}/{split}")
     return Data(_images(x[rows]), torch.from_numpy(y[rows]), CLASSES[name])
 
@@ -79,16 +80,16 @@ def _images(x: np.ndarray) -> torch.Tensor:
 
 def _from_npz(path: Path, half: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             x, y = file[f"x_{half}"], file[f"y_{half}"]
-    except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    except (KeyError, ValueError, EOFError, OSError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}): it must hold the uint8 arrays x_train, y_train, x_test and "
                          "y_test, saved by numpy.savez; replace it or delete it") from None
     y = y.reshape(-1)
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
         raise ValueError(f"{path}: x_{half} is {x.dtype} {x.shape}; it must be uint8 (N, H, W) or (N, H, W, C)")
     if len(x) != len(y) or not len(x):
-        raise ValueError(f"{path}: {len(x)} images and {len(y)} labels in its {half} half; there must be one label each")
+        raise ValueError(f"{path}: {len(x)} images and {len(y)} labels in its {half} half: one label each is needed")
     if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= len(CLASSES[name]):
         raise ValueError(f"{path}: y_{half} must hold whole numbers from 0 to {len(CLASSES[name]) - 1}")
     return x, y
@@ -108,8 +109,8 @@ def _from_torchvision(name: str, half: str, where: Path) -> tuple[np.ndarray, np
         return np.asarray(data.data), np.asarray(data.targets)
     except Exception as error:  # whatever a broken file provokes in the readers
         path = where / FILES[name][half]
-        raise ValueError(f"{path} or a file beside it is corrupt or incomplete ({first_line(error)}): delete it, and it will "
-                         "be downloaded again") from None
+        raise ValueError(f"{path} or a file beside it is corrupt or incomplete ({first_line(error)}): delete it, "
+                         "and it will be downloaded again") from None
 
 
 def _svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -226,7 +227,8 @@ def _decode(files: list[Path], size: int | None, grey: bool) -> torch.Tensor:
             with Image.open(path) as picture:
                 image = picture.convert("L" if grey else "RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path} is not a picture that can be read ({first_line(error)}): replace it or delete it") from None
+            why = first_line(error)
+            raise ValueError(f"{path} is not a picture that can be read ({why}): replace it or delete it") from None
         if size is not None:
             w, h = image.size
             k = round(size * 256 / 224) / min(w, h)
@@ -256,7 +258,7 @@ def folder(
                           f"each class, or in {where / 'train' / 'CLASS'} and {where / 'test' / 'CLASS'}")
     files, y, names = _files(where, split)
     if classes is not None and len(names) != len(classes):
-        raise ValueError(f"{where} has {len(names)} class folders where {len(classes)} are expected: {', '.join(classes)}")
+        raise ValueError(f"{where} has {len(names)} class folders; {len(classes)} are expected: {', '.join(classes)}")
     rows = choose(y, n, seed, f"{where.name}/{split}")
     return Data(_decode([files[i] for i in rows], size, grey), torch.from_numpy(y[rows].copy()), classes or names)
 
@@ -303,5 +305,5 @@ def _numbered(where: Path, files: list[Path], y: np.ndarray, wnids: tuple[str, .
     else:
         if (np.diff(number) > 0).all():  # class numbers go by the sorted wnids
             return number[y]
-    raise ValueError(f"{where} has {len(wnids)} of ImageNet's 1000 class folders, so that their order does not give the "
-                     "class numbers: name the files <wnid>_<class number, 4 digits>.jpg, or provide all 1000 folders")
+    raise ValueError(f"{where} has {len(wnids)} of ImageNet's 1000 class folders, so that their order does not "
+                     "give the class numbers: name the files <wnid>_<class number, 4 digits>.jpg, or provide all 1000 folders")

@@ -33,7 +33,7 @@ RGB = torch.tensor(
     ]
 )
 LUMA = torch.tensor([0.2126, 0.7152, 0.0722])  # Rec. 709
-DARK, LIGHT = (0.24, 0.42), (0.58, 0.76)  # the two bands of luma; object and background never share one
+DARK, LIGHT = (0.26, 0.43), (0.57, 0.74)  # the two bands of luma; object and background never share one
 NOISE = 0.04  # the largest pixel noise; triangular, standard deviation NOISE / √6
 CHUNK = 128
 
@@ -65,9 +65,7 @@ def render(index: np.ndarray, size: int = 32, seed: int = 0, spurious: float = 0
     for a in range(0, n, CHUNK):
         part = {k: v[a : a + CHUNK] for k, v in f.items()}
         x[a : a + CHUNK], mask[a : a + CHUNK] = _draw(part, size, seed, np.asarray(index)[a : a + CHUNK])
-    known = ("shape", "texture", "colour", "background", "background_colour", "polarity", "planted")
-    known += ("centre_x", "centre_y", "scale", "rotation")
-    names = {
+    names: dict[str, tuple[str, ...]] = {
         "shape": SHAPES,
         "texture": TEXTURES,
         "colour": COLOURS,
@@ -76,6 +74,7 @@ def render(index: np.ndarray, size: int = 32, seed: int = 0, spurious: float = 0
         "polarity": POLARITIES,
         "planted": ("no", "yes"),
     }
+    known = (*names, "centre_x", "centre_y", "scale", "rotation")
     return Data(x, f["shape"].clone(), SHAPES, mask, {k: f[k] for k in known}, names)
 
 
@@ -130,14 +129,14 @@ def _factors(index: np.ndarray, seed: int, spurious: float) -> dict[str, Tensor]
         "background": one_of(len(PATTERNS)),
         "background_colour": one_of(len(COLOURS)),
         "polarity": one_of(2),
-        "scale": between(0.36, 0.60),
+        "scale": between(0.34, 0.57),
         "rotation": between(-math.pi / 4, math.pi / 4),
     }
     room = 0.98 - f["scale"]
     f["centre_x"], f["centre_y"] = room * between(-1, 1), room * between(-1, 1)
     # Two tones each for object and background, at opposite ends of their band, in either order.
-    dark = torch.stack([between(DARK[0], 0.30), between(0.36, DARK[1])], 1)
-    light = torch.stack([between(LIGHT[0], 0.64), between(0.70, LIGHT[1])], 1)
+    dark = torch.stack([between(DARK[0], 0.31), between(0.38, DARK[1])], 1)
+    light = torch.stack([between(LIGHT[0], 0.62), between(0.69, LIGHT[1])], 1)
     for name, band in (("tone", f["polarity"] == 0), ("background_tone", f["polarity"] == 1)):
         tones = torch.where(band[:, None], dark, light)
         f[name] = torch.where(one_of(2)[:, None] == 0, tones, tones.flip(1))

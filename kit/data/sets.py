@@ -21,7 +21,7 @@ class Data:
 
     x: (N, C, H, W) float32 in [0, 1] · y: (N,) int64 · classes: the name of each label · mask: (N, H, W) bool, true on
     the object · concepts: factor -> (N,), int64 where `concept_names` lists the names of its values, float32 where the
-    factor is a quantity. `data[idx]` takes an int (kept as a batch of one), a slice, a list, or an index or bool tensor.
+    factor is a quantity. `data[idx]` takes an int (kept as a batch of one), a slice, a list, an index or a bool tensor.
     """
 
     x: Tensor

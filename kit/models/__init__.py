@@ -4,8 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kit.models.families import FAMILIES
-from kit.models.registry import RECIPES, Recipe, build, entry, load, names, save, user_folder
-from kit.models.registry import SHIPPED, _manifest
+from kit.models.registry import RECIPES, SHIPPED, Recipe, _manifest, build, entry, load, names, save, user_folder
 from kit.models.training import fit, train
 
 __all__ = [

@@ -31,7 +31,9 @@ class Concat(nn.Module):
         return torch.cat(parts, dim=1)
 
 
-def conv(cin: int, cout: int, kernel: int = 3, *, stride: int = 1, groups: int = 1, norm: bool = True, relu: bool = True):
+def conv(
+    cin: int, cout: int, kernel: int = 3, *, stride: int = 1, groups: int = 1, norm: bool = True, relu: bool = True
+) -> nn.Sequential:
     """Convolution (same padding), batch norm, ReLU."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["conv"] = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=not norm)

@@ -1,8 +1,8 @@
 """The trained networks by name: how each was made, where its weights are, and how to load it.
 
 Weights are looked for in the package (`weights/` and its `manifest.json`), then among those that this user trained, in
-`KIT_MODELS` (`~/.cache/kit/models` where it is unset). What the user trained wins over what is shipped: whoever retrains
-a network wants to work with the result; deleting the file brings the shipped one back.
+`KIT_MODELS` (`~/.cache/kit/models` where it is unset). What the user trained wins over what is shipped: whoever
+retrains a network wants to work with the result; deleting the file brings the shipped one back.
 """
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Recipe:
     data: str
     family: str
     build: dict[str, Any] = field(default_factory=dict)
-    epochs: int = 12
+    images: int | None = None  # of the training split; None is all
+    epochs: int = 14
     batch: int = 64
     lr: float = 4e-3
     weight_decay: float = 1e-2
@@ -56,22 +57,23 @@ class Recipe:
 
 GREY = {"channels": 1, "size": 28, "mean": (0.5,), "std": (0.5,)}
 COLOUR = {"channels": 3, "size": 32, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+CIFAR: dict[str, Any] = {"epochs": 40, "batch": 128, "shift": 4, "flip": True}
 
 RECIPES: dict[str, Recipe] = {
     "digits/cnn7": Recipe("digits", "cnn7", GREY, epochs=40, shift=1),
     "digits/mlp": Recipe("digits", "mlp", GREY, epochs=60, shift=1),
-    "scenes/vgg": Recipe("scenes", "vgg", COLOUR),
-    "scenes/resnet": Recipe("scenes", "resnet", COLOUR),
-    "scenes/densenet": Recipe("scenes", "densenet", COLOUR),
-    "scenes/inception": Recipe("scenes", "inception", COLOUR),
-    "scenes/mobilenet": Recipe("scenes", "mobilenet", COLOUR),
+    "scenes/vgg": Recipe("scenes", "vgg", COLOUR, images=3600, epochs=10, shift=1, flip=True),
+    "scenes/resnet": Recipe("scenes", "resnet", COLOUR, images=3600, epochs=10, shift=1, flip=True),
+    "scenes/densenet": Recipe("scenes", "densenet", COLOUR, images=3600, epochs=10, shift=1, flip=True),
+    "scenes/inception": Recipe("scenes", "inception", COLOUR, images=3600, epochs=10, shift=1, flip=True),
+    "scenes/mobilenet": Recipe("scenes", "mobilenet", COLOUR, images=3600, epochs=10, shift=1, flip=True),
     "mnist/cnn7": Recipe("mnist", "cnn7", GREY, epochs=4, batch=128, shift=1),
     "svhn/cnn7": Recipe("svhn", "cnn7", COLOUR | {"width": 20}, epochs=15, batch=128, shift=2),
-    "cifar10/vgg": Recipe("cifar10", "vgg", COLOUR | {"width": 64}, epochs=40, batch=128, shift=4, flip=True),
-    "cifar10/resnet": Recipe("cifar10", "resnet", COLOUR | {"width": 64}, epochs=40, batch=128, shift=4, flip=True),
-    "cifar10/densenet": Recipe("cifar10", "densenet", COLOUR | {"width": 32}, epochs=40, batch=128, shift=4, flip=True),
-    "cifar10/inception": Recipe("cifar10", "inception", COLOUR | {"width": 48}, epochs=40, batch=128, shift=4, flip=True),
-    "cifar10/mobilenet": Recipe("cifar10", "mobilenet", COLOUR | {"width": 48}, epochs=40, batch=128, shift=4, flip=True),
+    "cifar10/vgg": Recipe("cifar10", "vgg", COLOUR | {"width": 64}, **CIFAR),
+    "cifar10/resnet": Recipe("cifar10", "resnet", COLOUR | {"width": 64}, **CIFAR),
+    "cifar10/densenet": Recipe("cifar10", "densenet", COLOUR | {"width": 32}, **CIFAR),
+    "cifar10/inception": Recipe("cifar10", "inception", COLOUR | {"width": 48}, **CIFAR),
+    "cifar10/mobilenet": Recipe("cifar10", "mobilenet", COLOUR | {"width": 48}, **CIFAR),
 }
 
 
@@ -110,14 +112,15 @@ def load(name: str, device: str | torch.device | None = None) -> nn.Module:
     folder, entry = _find(name)
     path = folder / entry["file"]
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is listed in its manifest but not there: train it again: kit models train {name}")
+        raise FileNotFoundError(f"{path} is listed in its manifest but not there: kit models train {name} makes it")
     if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
         raise ValueError(f"{path} is not the file its manifest describes (sha256 differs): {_restore(folder, name)}")
     state = {k: v.float() for k, v in load_file(path).items()}
     try:
         model.load_state_dict(state)
     except RuntimeError:
-        raise ValueError(f"{path} was made for another architecture than {name} has now: {_restore(folder, name)}") from None
+        again = _restore(folder, name)
+        raise ValueError(f"{path} was made for another architecture than {name} has now: {again}") from None
     return model.eval().to(where)
 
 
@@ -135,7 +138,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         entries = json.loads(path.read_text(encoding="utf-8"))
         return {name: e for name, e in entries.items() if e["file"] and e["sha256"]}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is not a manifest that can be read: delete it, and train its networks again") from None
+        raise ValueError(f"{path} cannot be read as a manifest: delete it, and train its networks again") from None
 
 
 def entry(name: str) -> dict[str, Any] | None:
@@ -183,7 +186,8 @@ def _torchvision(name: str) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise ValueError(f"torchvision has no classifier {name!r}; it has {', '.join(known)}")
-    weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    choice = torchvision.models.get_model_weights(name)
+    weights = getattr(choice, "IMAGENET1K_V1", choice.DEFAULT)  # the original weights, where there are several
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     there = file.is_file()
     try:
@@ -192,8 +196,9 @@ def _torchvision(name: str) -> nn.Module:
     except Exception as error:  # no network, no right to write, or a file that is cut short
         if there:
             raise ValueError(f"{file} cannot be read ({first_line(error)}): replace it or delete it") from None
-        raise FileNotFoundError(f"no weights for imagenet/{name}, and they could not be downloaded ({first_line(error)}): "
-                                f"put torchvision's {file.name} in {file.parent}, or set TORCH_HOME to the folder that "
+        why = first_line(error)
+        raise FileNotFoundError(f"no weights for imagenet/{name}, and they could not be downloaded ({why}): put "
+                                f"torchvision's {file.name} in {file.parent}, or set TORCH_HOME to the folder that "
                                 f"has hub/checkpoints/{file.name}") from None
     # These two expect to undo the usual normalisation themselves when they carry torchvision's weights.
     own = {"init_weights": False, "transform_input": True} if name in ("googlenet", "inception_v3") else {}

@@ -1,8 +1,9 @@
-"""How the networks of this book are trained: cross-entropy, AdamW, one cycle of the learning rate, batch norm folded."""
+"""How the book's networks are trained: cross-entropy, AdamW, one cycle of the learning rate; batch norm folded."""
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ def train(
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs={epochs}: at least 1 is needed to train")
     if epochs is not None:
-        r = _with(r, epochs=epochs)
-    data = kit.data.load(r.data, "train", n=n, seed=seed)
+        r = replace(r, epochs=epochs)
+    data = kit.data.load(r.data, "train", n=r.images if n is None else n, seed=seed)
     where = pick_device(device)
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
@@ -59,12 +60,6 @@ def train(
     return model, entry
 
 
-def _with(r: Recipe, **changes: Any) -> Recipe:
-    from dataclasses import replace
-
-    return replace(r, **changes)
-
-
 def fit(
     r: Recipe, x: Tensor, y: Tensor, *, device: torch.device, seed: int = 0, progress: Progress | None = None
 ) -> nn.Module:
@@ -74,7 +69,7 @@ def fit(
     forward and backward passes over x.
     """
     torch.manual_seed(seed)
-    model = FAMILIES[r.family](norm=True, **r.build).to(device, memory_format=torch.channels_last).train()
+    model = FAMILIES[r.family](norm=True, **r.build).to(device).to(memory_format=torch.channels_last)
     draws = torch.Generator().manual_seed(seed)
     batch = min(r.batch, len(x))
     per_epoch = len(x) // batch
@@ -96,7 +91,7 @@ def fit(
 
 
 def augment(x: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Each image translated by up to `shift` pixels both ways (its edge repeated), and mirrored with probability 1/2."""
+    """Each image translated by up to `shift` pixels both ways (its edge repeated), and mirrored half the time."""
     n, _, h, w = x.shape
     if shift:
         x = F.pad(x, [shift] * 4, mode="replicate")

@@ -63,6 +63,7 @@ def build(out: Path, root: Path = ROOT, runs: Path | None = None) -> Path:
     command = [str(program), "build", str(source), "--path-output", str(out), "-W", "-n", "--keep-going"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root)
     if done.returncode:
+        shutil.rmtree(out / "_build" / ".doctrees", ignore_errors=True)  # or Sphinx would not repeat them next time
         complaints = [line for line in done.stdout.splitlines() if re.search("WARNING|ERROR|rror:", line)]
         raise BuildFailed("\n".join(complaints or done.stdout.splitlines()[-20:]))
     return out / "_build" / "html" / "index.html"

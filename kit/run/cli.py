@@ -185,11 +185,12 @@ def book() -> None:
 
     with _mistakes():
         try:
-            first = build(ROOT, runs=ROOT / "runs" / "quick")
+            with console.status("building the book"):
+                first = build(ROOT, runs=ROOT / "runs" / "quick")
         except BuildFailed as failed:
             errors.print(f"[red]The book could not be built:[/red]\n{escape(str(failed))}", soft_wrap=True)
             raise typer.Exit(1) from None
-        console.print(f"Open {escape(_short(first))} in a browser.", soft_wrap=True)
+        console.print(f"Open {escape(str(first))}", soft_wrap=True)
 
 
 @app.command()
@@ -201,18 +202,6 @@ def scoreboard() -> None:
         path = ROOT / "book" / "scoreboard.md"
         path.write_text(page(chapters(), path.parent), encoding="utf-8")
         console.print(f"written: {escape(_short(path))}", soft_wrap=True)
-
-
-@app.command()
-def book() -> None:
-    """Build the book from this machine's quick run, where there is one, and print the page to open."""
-    with _mistakes():
-        from kit.run.book import build
-
-        runs = ROOT / "runs" / "quick"
-        with console.status("building the book"):
-            page = build(ROOT, runs=runs if runs.is_dir() else None)
-        console.print(f"open {escape(str(page))}", soft_wrap=True)
 
 
 @app.command()

@@ -138,7 +138,8 @@ def test_no_button_leads_nowhere(site):
 
 
 def test_an_address_in_one_place_brings_the_buttons(tmp_path):
-    """One notebook, one page, and repository.url: both services are offered for the notebook's own path."""
+    """One notebook, one page, and repository.url: both services are offered for the notebook's own path. The page ends
+    with how the notebook was executed."""
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
     config["repository"]["url"] = "https://github.com/someone/something"
     (tmp_path / "book").mkdir()
@@ -148,9 +149,11 @@ def test_an_address_in_one_place_brings_the_buttons(tmp_path):
     (tmp_path / "_config.yml").write_text(yaml.safe_dump(config))
     (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/index\nchapters:\n  - file: book/chapter\n")
     (tmp_path / "book" / "index.md").write_text("# Index\n\nText.\n")
+    stamp = {"profile": "quick", "device": "cpu", "seconds": 12.3, "seed": 0, "torch": "2.15.0"}
+    stamp["commit"] = "0123456789abcdef"
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
     cell = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# Chapter\n\n$x^2$"}
-    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": [cell]}
+    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": kernel | {"kit": {"stamp": stamp}}, "cells": [cell]}
     (tmp_path / "book" / "chapter.ipynb").write_text(json.dumps(notebook))
     result = subprocess.run(BUILD, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
@@ -159,6 +162,7 @@ def test_an_address_in_one_place_brings_the_buttons(tmp_path):
     assert "https://mybinder.org/v2/gh/someone/something/main?urlpath=lab/tree/book/chapter.ipynb" in text
     assert "btn-source-repository" in text
     assert foreign_in_html(text) == []
+    assert "Executed: quick profile, on cpu, in 12 s, seed 0, torch 2.15.0, commit 0123456789." in text
 
 
 def browse(address: str, folder: Path) -> tuple[str, list[str]]:

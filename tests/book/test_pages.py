@@ -1,5 +1,6 @@
 """The book's own pages: what the table of contents names exists, openers keep their shape, and words are defined."""
 
+import json
 import re
 from itertools import chain
 from pathlib import Path
@@ -47,8 +48,12 @@ def test_openers_have_the_same_headings_and_list_the_chapters_that_exist(name):
     if own + 1 < len(TOC["parts"]) and "caption" not in TOC["parts"][own + 1]:
         parts.append(TOC["parts"][own + 1])
     chapters = [f for f in chain.from_iterable(map(files, parts)) if f != f"book/parts/{name}"]
-    rows = re.findall(r"^\| \{doc\}`/([^`]+)` \| \d+ \|$", text, re.M)
-    assert rows == chapters
+    rows = re.findall(r"^\| \{doc\}`/([^`]+)` \| (\d+) \|$", text, re.M)
+    assert [chapter for chapter, _ in rows] == chapters
+    for chapter, minutes in rows:
+        if (notebook := ROOT / f"{chapter}.ipynb").is_file():
+            first = "".join("".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"][:2])
+            assert re.search(r"\*\*Time\*\*: (\d+)\s+minutes to read", first)[1] == minutes
 
 
 def test_notebooks_are_not_executed_by_the_build():
@@ -74,7 +79,7 @@ def test_every_citation_is_in_the_bibliography_and_every_entry_is_complete():
         assert re.fullmatch(r"(19|20)\d\d", entry.fields.get("year", "")), f"{key} has no year"
         assert entry.fields.get("title"), f"{key} has no title"
         assert any(entry.fields.get(field) for field in venue), f"{key} does not say where it appeared"
-        assert re.fullmatch(r"[a-z]+(19|20)\d\d[a-z]+", key), f"{key} is not author, year, word"
+        assert re.fullmatch(r"[a-z]+(19|20)\d\d[a-z0-9]+", key), f"{key} is not author, year, word"
         assert entry.fields["year"] in key, f"{key} names another year than {entry.fields['year']}"
     sources = PAGES + [p for p in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
     text = "".join(path.read_text() for path in sources)

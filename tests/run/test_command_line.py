@@ -159,19 +159,22 @@ def test_the_scoreboard_is_written_from_the_chapters(monkeypatch, tmp_path):
     assert (tmp_path / "book" / "scoreboard.md").read_text().startswith("# Scoreboard")
 
 
-def test_the_book_is_built_from_the_runs_where_there_are_any(monkeypatch, tmp_path):
+def test_the_book_is_built_from_the_runs_and_says_what_to_open(monkeypatch, tmp_path):
     calls = []
 
     def build(out, runs):
         calls.append((out, runs))
+        if len(calls) > 1:
+            raise RuntimeError("page.md:3: WARNING: no such label")
         return out / "index.html"
 
-    module(monkeypatch, "kit.run.book", build=build)
+    module(monkeypatch, "kit.run.book", build=build, BuildFailed=RuntimeError)
     monkeypatch.setattr(cli, "ROOT", tmp_path)
-    assert f"open {tmp_path / 'index.html'}" in call("book").output
-    (tmp_path / "runs" / "quick").mkdir(parents=True)
-    call("book")
-    assert calls == [(tmp_path, None), (tmp_path, tmp_path / "runs" / "quick")]
+    assert f"Open {tmp_path / 'index.html'}" in call("book").output
+    failed = call("book")
+    assert failed.exit_code == 1
+    assert "page.md:3: WARNING" in failed.output
+    assert calls == [(tmp_path, tmp_path / "runs" / "quick")] * 2
 
 
 def test_version_and_a_light_start():

@@ -1,0 +1,135 @@
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import kit.data
+from kit.data import scenes
+from kit.data.scenes import COLOURS, DARK, LIGHT, LUMA, PATTERNS, SHAPES, TEXTURES, render
+
+
+@pytest.fixture(scope="module")
+def many():
+    return scenes(3000, seed=5)
+
+
+def test_contract(many):
+    assert many.x.shape == (3000, 3, 32, 32)
+    assert many.x.dtype == torch.float32
+    assert many.x.min() >= 0
+    assert many.x.max() <= 1
+    assert many.y.dtype == torch.int64
+    assert many.classes == SHAPES
+    assert many.mask.shape == (3000, 32, 32)
+    assert many.mask.dtype == torch.bool
+    assert torch.equal(many.concepts["shape"], many.y)
+    for name, values in many.concepts.items():
+        assert values.shape == (3000,)
+        if name in many.concept_names:
+            assert values.min() >= 0
+            assert values.max() < len(many.concept_names[name])
+
+
+def test_a_scene_is_a_function_of_seed_and_index(many):
+    again = scenes(300, seed=5)
+    assert torch.equal(again.x, many.x[:300])
+    assert torch.equal(again.mask, many.mask[:300])
+    some = render(torch.tensor([7, 2999, 0]).numpy(), seed=5)
+    assert torch.equal(some.x, many.x[[7, 2999, 0]])
+    assert not torch.equal(scenes(10, seed=6).y, many.y[:10])
+
+
+def test_other_sizes_show_the_same_scene(many):
+    large = scenes(200, size=64, seed=5)
+    assert torch.equal(large.y, many.y[:200])
+    small = F.avg_pool2d(large.x, 2)
+    assert (small - many.x[:200]).abs().mean() < 0.03
+    overlap = F.avg_pool2d(large.mask.float()[:, None], 2)[:, 0]
+    assert (overlap - many.mask[:200].float()).abs().mean() < 0.02
+    other = scenes(200, size=64, seed=6)
+    assert (F.avg_pool2d(other.x, 2) - many.x[:200]).abs().mean() > 0.1  # what the bounds above would let through
+
+
+def test_factors_are_uniform_and_independent(many):
+    for name, k in (("shape", 10), ("texture", len(TEXTURES)), ("background", len(PATTERNS)), ("colour", len(COLOURS))):
+        share = many.concepts[name].bincount(minlength=k) / 3000
+        assert (share - 1 / k).abs().max() < 0.03, name
+    # Cramér's V of two independent factors on 3000 images stays near √((a−1)(b−1)/3000/min(a−1, b−1)).
+    factors = ["shape", "texture", "colour", "background", "background_colour", "polarity"]
+    for i, a in enumerate(factors):
+        for b in factors[i + 1 :]:
+            assert _cramer(many.concepts[a], many.concepts[b]) < 0.09, (a, b)
+
+
+def _cramer(a, b):
+    table = torch.zeros(int(a.max()) + 1, int(b.max()) + 1).index_put_((a, b), torch.ones(len(a)), accumulate=True)
+    expected = table.sum(1, keepdim=True) * table.sum(0, keepdim=True) / len(a)
+    return float((((table - expected) ** 2 / expected).sum() / len(a) / (min(table.shape) - 1)).sqrt())
+
+
+def test_spurious_plants_the_background_and_nothing_else(many):
+    planted = scenes(3000, seed=5, spurious=0.8)
+    for name in ("shape", "texture", "colour", "scale"):
+        assert torch.equal(planted.concepts[name], many.concepts[name])
+    assert torch.equal(planted.mask, many.mask)
+    hit = planted.concepts["planted"].bool()
+    assert hit.float().mean() == pytest.approx(0.8, abs=0.03)
+    assert torch.equal(planted.concepts["background"][hit], planted.y[hit] % len(PATTERNS))
+    assert torch.equal(planted.concepts["background_colour"][hit], planted.y[hit] % len(COLOURS))
+    assert torch.equal(planted.x[~hit], many.x[~hit])
+    assert _cramer(planted.concepts["background"], planted.y) > 0.7
+    assert scenes(50, spurious=1.0).concepts["planted"].all()
+
+
+def test_mask_is_the_object(many):
+    """The object's luma is in one band and the background's in the other, on the side that `polarity` says."""
+    luma = (many.x * LUMA.view(3, 1, 1)).sum(1)
+    inside = (luma * many.mask).sum((1, 2)) / many.mask.sum((1, 2))
+    outside = (luma * ~many.mask).sum((1, 2)) / (~many.mask).sum((1, 2))
+    light = many.concepts["polarity"] == 1
+    assert ((inside > outside) == light).all()
+    assert (inside - outside).abs().min() > 0.6 * (LIGHT[0] - DARK[1])
+    area = many.mask.float().mean((1, 2))
+    assert area.min() > 0.01
+    assert area.max() < 0.35
+    border = many.mask[:, [0, -1]].sum() + many.mask[:, :, [0, -1]].sum()
+    assert border / many.mask.sum() < 0.01  # objects stay inside the picture
+
+
+def test_edges_are_anti_aliased():
+    """On the objects' edges a pixel is the mean of what it covers, not what lies at its centre."""
+    small, large = scenes(100, seed=1), scenes(100, size=256, seed=1)
+    covered = F.avg_pool2d(large.mask.float()[:, None], 8)[:, 0]
+    edge = (covered > 0.1) & (covered < 0.9)
+    assert edge.float().mean() > 0.02
+    mean = F.avg_pool2d(large.x, 8)
+    smooth = (small.x - mean).abs().mean(1)[edge].mean()
+    jagged = (large.x[:, :, 4::8, 4::8] - mean).abs().mean(1)[edge].mean()
+    assert smooth < 0.5 * jagged
+
+
+def test_no_loop_over_images():
+    """Thousands a second; the bound leaves room for a busy machine."""
+    scenes(64)
+    start = time.process_time()
+    scenes(2000)
+    assert 2000 / (time.process_time() - start) > 1500
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="probability"):
+        scenes(10, spurious=2)
+    with pytest.raises(ValueError, match="too small"):
+        scenes(10, size=8)
+    with pytest.raises(ValueError, match="has no option 'sise'"):
+        kit.data.load("scenes", sise=64)
+
+
+def test_splits_differ_and_options_reach_the_renderer():
+    a, b = kit.data.load("scenes", "dev"), kit.data.load("scenes", "test")
+    assert len(a) == 1000
+    assert len(b) == 2000
+    flat = {t.numpy().tobytes() for t in a.x} & {t.numpy().tobytes() for t in b.x}
+    assert not flat
+    assert kit.data.load("scenes", n=12, size=48, spurious=1.0).x.shape == (12, 3, 48, 48)

@@ -1,0 +1,210 @@
+import json
+import os
+import shutil
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import kit.data
+import kit.models
+from kit.attacks import bim
+from kit.core import Normalize, accuracy, logits
+from kit.models import registry
+
+SCENES = [n for n in kit.models.names() if n.startswith("scenes/")]
+SHIPPED = [n for n in kit.models.names() if n.startswith(("digits/", "scenes/", "mnist/"))]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """No networks of the user's own."""
+    monkeypatch.setenv("KIT_MODELS", str(tmp_path / "models"))
+    return tmp_path / "models"
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return kit.data.load("scenes", "test", n=300)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return {name: kit.models.load(name) for name in SCENES}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped(name):
+    model, entry = kit.models.load(name), kit.models.entry(name)
+    assert not model.training
+    assert isinstance(model[0], Normalize)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert entry["parameters"] == sum(p.numel() for p in model.parameters())
+    assert entry["recipe"] == registry.RECIPES[name].as_dict()
+    assert (registry.SHIPPED / entry["file"]).stat().st_size < 400_000
+
+
+@pytest.mark.parametrize("name", ["digits/cnn7", "digits/mlp", *SCENES])
+def test_accuracy_on_held_out_data(name):
+    least = 0.95 if name in SCENES else 0.97
+    test = kit.data.load(name.partition("/")[0], "test")
+    found = accuracy(kit.models.load(name), test.x, test.y)
+    assert found >= least
+    assert found == pytest.approx(kit.models.entry(name)["accuracy"], abs=0.003)
+
+
+def right(model, d):
+    return logits(model, d.x).argmax(1) == d.y
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_bim_fools_the_undefended(name, networks, scenes):
+    model = networks[name]
+    d = scenes[right(model, scenes)]
+    x_adv = bim(model, d.x, d.y, eps=8 / 255)
+    assert (logits(model, x_adv).argmax(1) != d.y).float().mean() >= 0.9
+
+
+def test_transfer_attacks_can_be_told_apart(networks, scenes):
+    d = scenes[:150]
+    correct = {n: right(m, d) for n, m in networks.items()}
+    adversarial = {n: bim(m, d.x, d.y, eps=16 / 255) for n, m in networks.items()}
+    rates = []
+    for source, victim in permutations(SCENES, 2):
+        both = correct[source] & correct[victim]
+        wrong = logits(networks[victim], adversarial[source]).argmax(1) != d.y
+        rates.append(wrong[both].float().mean().item())
+    assert 0.15 <= sum(rates) / len(rates) <= 0.85
+
+
+def test_training_repeats_and_keeps_the_ambient_state(home):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    seen = []
+    watch = lambda step, steps, loss: seen.append((step, steps))  # noqa: E731
+    model, entry = kit.models.train("digits/mlp", device="cpu", epochs=3, n=300, progress=watch)
+    assert torch.equal(torch.get_rng_state(), before)
+    again, other = kit.models.train("digits/mlp", device="cpu", epochs=3, n=300)
+    for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert entry["accuracy"] == other["accuracy"] > 0.5
+    assert entry["recipe"]["epochs"] == 3
+    assert entry["images"] == 300
+    assert seen[-1] == (12, 12)
+    seeded, _ = kit.models.train("digits/mlp", device="cpu", epochs=3, n=300, seed=1)
+    assert not torch.equal(next(seeded.parameters()), next(model.parameters()))
+
+    # What the user trained is loaded in place of what is shipped, until it is deleted.
+    path = kit.models.save(model, entry)
+    assert path.parent == home
+    x = kit.data.load("digits", n=20).x
+    torch.testing.assert_close(logits(kit.models.load("digits/mlp"), x), logits(model, x))
+    assert next(r for r in kit.models.listing() if r.name == "digits/mlp").status == "trained here"
+    shutil.rmtree(home)
+    assert (logits(kit.models.load("digits/mlp"), x) - logits(model, x)).abs().max() > 0.1
+    with pytest.raises(ValueError, match="at least 1"):
+        kit.models.train("digits/mlp", epochs=0)
+
+
+@pytest.mark.slow
+def test_the_recipe_reaches_the_shipped_accuracy():
+    """At most three times half a minute: one network of either set."""
+    for name in ("digits/mlp", "digits/cnn7"):
+        _, entry = kit.models.train(name, device="cpu")
+        assert entry["accuracy"] == pytest.approx(kit.models.entry(name)["accuracy"], abs=0.0125)
+
+
+def test_a_recipe_with_its_own_training(monkeypatch):
+    """How `kit.defend` adds networks: a Recipe whose `train` is its own."""
+    calls = []
+
+    def tiny(recipe, x, y, *, device, seed, progress):
+        calls.append((recipe.data, len(x), seed))
+        return registry.FAMILIES[recipe.family](**recipe.build).to(device)
+
+    monkeypatch.setitem(registry.RECIPES, "digits/own", registry.Recipe("digits", "mlp", registry.GREY, train=tiny))
+    with pytest.raises(FileNotFoundError, match="kit models train digits/own"):
+        kit.models.load("digits/own")
+    model, entry = kit.models.train("digits/own", device="cpu", n=50, seed=3)
+    assert calls == [("digits", 50, 3)]
+    kit.models.save(model, entry)
+    assert kit.models.load("digits/own")(torch.rand(1, 1, 28, 28)).shape == (1, 10)
+    assert entry["recipe"]["train"].endswith("tiny")
+
+
+def test_damaged_weights(home, monkeypatch):
+    entry = kit.models.entry("digits/mlp")
+    shutil.copytree(registry.SHIPPED, home)
+    path = home / entry["file"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"sha256 differs.*kit models train digits/mlp"):
+        kit.models.load("digits/mlp")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="not there"):
+        kit.models.load("digits/mlp")
+    state = load_file(registry.SHIPPED / entry["file"])
+    save_file({k: v[:1] for k, v in state.items()}, path)
+    manifest = json.loads((home / "manifest.json").read_text())
+    import hashlib
+
+    manifest["digits/mlp"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (home / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="another architecture"):
+        kit.models.load("digits/mlp")
+    (home / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="delete it"):
+        kit.models.load("digits/mlp")
+
+
+def test_what_cannot_be_loaded():
+    with pytest.raises(FileNotFoundError, match="kit models train cifar10/resnet"):
+        kit.models.load("cifar10/resnet")
+    with pytest.raises(ValueError, match="no network 'scenes/resnext'"):
+        kit.models.load("scenes/resnext")
+    with pytest.raises(ValueError, match="torchvision has no classifier 'nothing'"):
+        kit.models.load("imagenet/nothing")
+
+
+def test_listing():
+    rows = {r.name: r for r in kit.models.listing()}
+    assert set(kit.models.names()) < set(rows)
+    assert rows["scenes/resnet"].status == "shipped"
+    assert rows["scenes/resnet"].accuracy >= 0.95
+    assert rows["cifar10/resnet"].status == "recipe only"
+    assert rows["cifar10/resnet"].accuracy is None
+
+
+def test_imagenet_weights_that_are_missing_or_broken(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def refuse(*args, **kwargs):
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    with pytest.raises(FileNotFoundError, match=r"no network in this test.*squeezenet1_0-b66bff10\.pth") as caught:
+        kit.models.load("imagenet/squeezenet1_0")
+    assert str(tmp_path) in str(caught.value)
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "squeezenet1_0-b66bff10.pth").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="cannot be read"):
+        kit.models.load("imagenet/squeezenet1_0")
+    torch.save({"a": torch.zeros(1)}, folder / "squeezenet1_0-b66bff10.pth")
+    with pytest.raises(ValueError, match="does not hold the weights of squeezenet1_0"):
+        kit.models.load("imagenet/squeezenet1_0")
+
+
+weights = Path(os.environ.get("TORCH_HOME", "nowhere")) / "hub" / "checkpoints" / "squeezenet1_0-b66bff10.pth"
+photographs = Path(os.environ.get("KIT_DATA", "nowhere")) / "imagenet_sample"
+
+
+@pytest.mark.skipif(not (weights.is_file() and photographs.is_dir()), reason="needs KIT_DATA and TORCH_HOME")
+def test_squeezenet_scores_what_is_published():
+    d = kit.data.load("imagenet", "test")
+    found = accuracy(kit.models.load("imagenet/squeezenet1_0"), d.x, d.y)
+    assert 0.545 <= found <= 0.611  # torchvision publishes 58.1 % on all of the validation set
