@@ -67,9 +67,11 @@ class Influence:
         check_images(x)
         with borrowed(self.model, x):
             check_labels(y, x, check_model(self.model, x))
-            self._risk = _risk(self.model, self.layers, x, y)
-            self._factor = self._cholesky() if self.solver == "exact" else None
-        self.x, self.y = x, y
+            return self._on(_risk(self.model, self.layers, x, y), x)
+
+    def _on(self, risk: _Network, x: Tensor) -> Influence:
+        self._risk, self.x, self.y = risk, x, risk.y
+        self._factor = self._cholesky() if self.solver == "exact" else None
         return self
 
     def score(self, x: Tensor, y: Tensor, *, trace: Trace | None = None) -> Tensor:
@@ -216,37 +218,42 @@ def retrain(
         risk = _risk(model, layers, x, y)
         weight = torch.full((len(x),), 1 / len(x), dtype=x.dtype, device=x.device)
         weight[torch.as_tensor(without, dtype=torch.int64, device=x.device)] = 0
-        shares = weight.split([len(labels) for _, labels in risk.parts()])
+        return risk.with_parameters(_minimised(risk, weight, l2, tol, steps))
 
-        def value_and_gradient(theta: Tensor) -> tuple[Tensor, Tensor]:
-            theta = theta.detach().requires_grad_()
-            value, g = l2 / 2 * theta.detach().square().sum(), l2 * theta.detach()
-            for (inputs, labels), share in zip(risk.parts(), shares, strict=True):
-                loss = share @ F.cross_entropy(risk.logits(theta, inputs), labels, reduction="none")
-                value, g = value + loss.detach(), g + torch.autograd.grad(loss, theta)[0]
-            return value, g
 
-        def curvature(p: Tensor) -> Tensor:
-            parts = zip(risk.parts(), shares, strict=True)
-            return sum(risk.hessian_products(a, labels, p[None], share)[0] for (a, labels), share in parts) + l2 * p
+def _minimised(risk: _Network, weight: Tensor, l2: float, tol: float, steps: int) -> Tensor:
+    """argmin_θ Σ_i weight_i ℓ(z_i, θ) + l2/2 ‖θ‖², from the risk's θ, which it leaves there."""
+    shares = weight.split([len(labels) for _, labels in risk.parts()])
 
-        value, g = value_and_gradient(risk.theta)
-        for _ in range(steps):
-            if float(g.abs().max()) <= tol:
-                break
-            p, s, done = _newton_direction(curvature, g), 1.0, False
-            while not done and s > 1e-10:
-                new_value, new_g = value_and_gradient(risk.theta + s * p)
-                # Near the minimum R no longer resolves the descent, but its gradient does.
-                done = bool(new_value <= value + 1e-4 * s * (g @ p)) or (s == 1 and bool(new_g.norm() < g.norm() / 2))
-                s = s if done else s / 2
-            if not done:
-                break
-            risk.theta, value, g = risk.theta + s * p, new_value, new_g
+    def value_and_gradient(theta: Tensor) -> tuple[Tensor, Tensor]:
+        theta = theta.detach().requires_grad_()
+        value, g = l2 / 2 * theta.detach().square().sum(), l2 * theta.detach()
+        for (inputs, labels), share in zip(risk.parts(), shares, strict=True):
+            loss = share @ F.cross_entropy(risk.logits(theta, inputs), labels, reduction="none")
+            value, g = value + loss.detach(), g + torch.autograd.grad(loss, theta)[0]
+        return value, g
+
+    def curvature(p: Tensor) -> Tensor:
+        parts = zip(risk.parts(), shares, strict=True)
+        return sum(risk.hessian_products(a, labels, p[None], share)[0] for (a, labels), share in parts) + l2 * p
+
+    value, g = value_and_gradient(risk.theta)
+    for _ in range(steps):
+        if float(g.abs().max()) <= tol:
+            break
+        p, s, done = _newton_direction(curvature, g), 1.0, False
+        while not done and s > 1e-10:
+            new_value, new_g = value_and_gradient(risk.theta + s * p)
+            # Near the minimum R no longer resolves the descent, but its gradient does.
+            done = bool(new_value <= value + 1e-4 * s * (g @ p)) or (s == 1 and bool(new_g.norm() < g.norm() / 2))
+            s = s if done else s / 2
+        if not done:
+            break
+        risk.theta, value, g = risk.theta + s * p, new_value, new_g
     if not float(g.abs().max()) <= tol:
         raise RuntimeError(f"training stopped with |∇R| = {float(g.abs().max()):.1e}, above tol = {tol:.0e}: "
                            "use more steps, a larger l2, float64, or a larger tol")
-    return risk.with_parameters(risk.theta)
+    return risk.theta
 
 
 def _newton_direction(curvature: Callable[[Tensor], Tensor], g: Tensor) -> Tensor:
@@ -279,25 +286,34 @@ def training_set_attack(
     The gradient is `Influence.perturbation`; after each step the layers are retrained on x' from the model's own
     parameters. The images are those whose first-order effect eps ‖∇‖₁ is largest; labels stay. It stops once every
     test image is misclassified. Returns the training images (n, C, H, W) and the model retrained on them.
-    step is eps/4 by default; `trace.values` (steps, T) holds the test losses. Cost: `steps` fits, solves, retrainings.
+    step is eps/4 by default; `trace.values` (steps, T) holds the test losses. Cost: a pass of all n images, then
+    `steps` solves, retrainings, and forward and two backward passes of the `count` images.
     """
-    step, x_poisoned, current, index = eps / 4 if step is None else step, x.clone(), model, None
-    for _ in range(steps):
-        influence = Influence(current, layers=layers, l2=l2, damping=damping, solver=solver).fit(x_poisoned, y)
-        if index is None:
-            effect = influence.perturbation(x_test, y_test).abs().flatten(1).sum(1)
-            index = effect.topk(count).indices
-        g = influence.perturbation(x_test, y_test, index)
-        x_poisoned[index] = Linf(eps).project(x_poisoned[index] + step * g.sign(), x[index])
-        current = retrain(model, x_poisoned, y, l2=l2, layers=layers)
-        if trace is not None:
-            with borrowed(current, x_test), torch.no_grad():
-                trace.add(F.cross_entropy(current(x_test), y_test, reduction="none"), x_test)
-        if bool(fooled(current, x_test, y_test).all()):
-            break
+    check_images(x)
+    if not 1 <= count <= len(x):
+        raise ValueError(f"count must lie in 1 … {len(x)}, the number of training images, not {count}")
+    step, x_poisoned, index = eps / 4 if step is None else step, x.clone(), None
+    weight = torch.full((len(x),), 1 / len(x), dtype=x.dtype, device=x.device)
+    with borrowed(model, x):
+        check_labels(y, x, check_model(model, x))
+        risk = _risk(model, layers, x_poisoned, y)
+        for _ in range(steps):
+            influence = Influence(model, layers=layers, l2=l2, damping=damping, solver=solver)._on(risk, x_poisoned)
+            if index is None:
+                effect = influence.perturbation(x_test, y_test).abs().flatten(1).sum(1)
+                index = effect.topk(count).indices
+            g = influence.perturbation(x_test, y_test, index)
+            x_poisoned[index] = Linf(eps).project(x_poisoned[index] + step * g.sign(), x[index])
+            risk.replace(index, x_poisoned[index])
+            risk.load(_minimised(risk, weight, l2, 1e-6, 100))
+            if trace is not None:
+                with torch.no_grad():
+                    trace.add(F.cross_entropy(risk.model(x_test), y_test, reduction="none"), x_test)
+            if bool(fooled(risk.model, x_test, y_test).all()):
+                break
     if trace is not None:
         trace.close()
-    return x_poisoned, current
+    return x_poisoned, risk.model
 
 
 def tracin(
@@ -490,6 +506,16 @@ class _Network:
     def hessian(self, x: Tensor, y: Tensor) -> Tensor:
         return self.hessian_products(x, y, torch.eye(len(self.theta), dtype=x.dtype, device=x.device))
 
+    def replace(self, index: Tensor, x: Tensor) -> None:
+        """Put other images in the places `index`."""
+        with torch.no_grad():
+            self.data = self.data.index_copy(0, index, self.inputs(x))
+
+    def load(self, theta: Tensor) -> None:
+        """Go on with the model that has these parameters."""
+        self.theta, self.model = theta, self.with_parameters(theta)
+        self.owners = {name: self.model.get_submodule(name) for name in self.owners}
+
     def with_parameters(self, theta: Tensor) -> nn.Module:
         model = copy.deepcopy(self.model)
         with torch.no_grad():
@@ -506,12 +532,15 @@ class _Head(_Network):
 
     def __init__(self, model: nn.Module, owners: dict[str, Any], x: Tensor, y: Tensor):
         super().__init__(model, owners, x, y)
-        self.layer = next(iter(owners.values()))
         weight = self.layer.weight.detach()
         columns = [weight] if self.layer.bias is None else [weight, self.layer.bias.detach()[:, None]]
         self.theta = torch.cat(columns, 1).flatten()
         with torch.no_grad():
             self.data = torch.cat([self.inputs(laid_out(x[rows])) for rows in chunks(x)])
+
+    @property
+    def layer(self) -> Any:
+        return next(iter(self.owners.values()))
 
     def inputs(self, x: Tensor) -> Tensor:
         seen: dict[str, Tensor] = {}

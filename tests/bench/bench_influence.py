@@ -29,7 +29,7 @@ def tasks():
                    x, y).score(x_test, y_test),
                 "kit, cg": lambda: Influence(model, layers=["head.linear"], l2=L2, damping=DAMPING, tol=1e-4).fit(
                     x, y).score(x_test, y_test),
-                **influence_peers(model, x, y, x_test, y_test)}, same, target=1.4)
+                **influence_peers(model, x, y, x_test, y_test)}, same, target=1.4, repeats=3)
     products = by_gradients(model, x[:256], y[:256], x_test, y_test)
 
     def alike(scores, products=products):
@@ -40,7 +40,7 @@ def tasks():
 
     yield Task(f"TracIn, all layers, {TRAIN} × {TEST}", lambda: passes(model, x, y, x_test, y_test),
                {"kit": lambda: tracin(model, x, y, x_test, y_test), **tracin_peers(model, x, y, x_test, y_test)},
-               alike, target=1.5)
+               alike, target=1.5, repeats=3)
 
 
 def features(model, x):
@@ -159,10 +159,13 @@ def tracin_peers(model, x, y, x_test, y_test):
                 image, label = data
                 return F.cross_entropy(functional_call(model, params, image[None]), label[None])
 
+            model.requires_grad_(True)
             task = AttributionTask(loss_func=loss, model=model, checkpoints=model.state_dict())
             method = TracInAttributor(task=task, weight_list=torch.ones(1), normalized_grad=False, device="cpu")
-            return method.attribute(DataLoader(TensorDataset(x, y), batch_size=64),
-                                    DataLoader(TensorDataset(x_test, y_test), batch_size=64)).detach()
+            scores = method.attribute(DataLoader(TensorDataset(x, y), batch_size=64),
+                                      DataLoader(TensorDataset(x_test, y_test), batch_size=64)).detach()
+            model.requires_grad_(False)
+            return scores
 
         found["dattri"] = dattri
     return found
