@@ -76,7 +76,7 @@ class Influence:
 
     def score(self, x: Tensor, y: Tensor, *, trace: Trace | None = None) -> Tensor:
         """−I/n (T, n): by how much the loss of each of T test images would rise if training point i were removed."""
-        v = self._gradients(x, y)
+        v = self.gradients(x, y)
         with borrowed(self.model, self.x):
             return self._risk.products(self.solve(v, trace=trace)) / self._risk.n
 
@@ -98,7 +98,7 @@ class Influence:
         ⟨that, δ⟩ is the predicted change of the summed test loss when image i becomes x_i + δ. Cost: a solve, then a
         forward and two backward passes of the m images.
         """
-        h = self.solve(self._gradients(x, y).sum(0, keepdim=True))[0]
+        h = self.solve(self.gradients(x, y).sum(0, keepdim=True))[0]
         index = torch.arange(self._risk.n, device=self.x.device) if index is None else index
         xs, ys, out = self.x[index], self.y[index], []
         with borrowed(self.model, self.x):
@@ -125,7 +125,8 @@ class Influence:
         total = sum(self._risk.hessian_products(inputs, y, v) for inputs, y in self._risk.parts())
         return total / self._risk.n + (self.l2 + self.damping) * v
 
-    def _gradients(self, x: Tensor, y: Tensor) -> Tensor:
+    def gradients(self, x: Tensor, y: Tensor) -> Tensor:
+        """∇ℓ of each image (T, P), for the parameters in question. Cost: a forward and a backward pass."""
         check_images(x)
         check_labels(y, x, self._risk.classes)
         with borrowed(self.model, x):

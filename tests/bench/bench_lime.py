@@ -76,7 +76,7 @@ def peers(model, x, parts, target):
         def lime():
             explanation = LimeImageExplainer(random_state=0).explain_instance(
                 image, probabilities, labels=(target,), top_labels=None, hide_color=0, num_samples=SAMPLES,
-                num_features=count, batch_size=128, progress_bar=False, segmentation_fn=lambda _: parts.numpy())
+                num_features=count, batch_size=128, segmentation_fn=lambda _: parts.numpy())
             weights = dict(explanation.local_exp[target])
             return [weights[k] for k in range(count)]
 
