@@ -23,25 +23,25 @@ def tasks():
         parts = superpixels(x, "slic", n_segments=30, compactness=5)[0]
 
         def passes(model=model):
-            """The forward passes alone, as the kit runs them: chunks of 64, channels last."""
-            batch = laid_out(x.expand(chunk_size(x), -1, -1, -1).contiguous())
-            with torch.no_grad():
-                for start in range(0, SAMPLES, len(batch)):
-                    model(batch[:min(len(batch), SAMPLES - start)])
-
-        def plain(model=model):
-            """The same passes in the default layout, in chunks of 128, to read a peer's figure against."""
+            """The forward passes alone, in the default layout, in chunks of 128."""
             batch = x.expand(128, -1, -1, -1).contiguous()
             with torch.no_grad():
                 for start in range(0, SAMPLES, 128):
                     model(batch[:min(128, SAMPLES - start)])
 
+        def laid(model=model):
+            """The same passes as the kit runs them: chunks of 64, channels last."""
+            batch = laid_out(x.expand(chunk_size(x), -1, -1, -1).contiguous())
+            with torch.no_grad():
+                for start in range(0, SAMPLES, len(batch)):
+                    model(batch[:min(len(batch), SAMPLES - start)])
+
         def game(model=model, parts=parts, target=target):
-            return image_game(model, x, parts, target, fill=0.0)
+            return image_game(model, x, parts, target)
 
         few = superpixels(x, "grid", side=11)[0]
-        exact = shapley(image_game(model, x, few, target, fill=0.0))
-        error = (surrogate(image_game(model, x, few, target, fill=0.0), kernel="shap").weights - exact).abs().max()
+        exact = shapley(image_game(model, x, few, target))
+        error = (surrogate(image_game(model, x, few, target), kernel="shap").weights - exact).abs().max()
         reference = surrogate(game(), samples=20_000, generator=torch.Generator().manual_seed(9)).weights
 
         def agreement(weights, reference=reference):
@@ -52,10 +52,10 @@ def tasks():
 
         theirs = peers(model, x, parts, target)
         yield Task(f"LIME, {SAMPLES} samples, scenes/{family}", passes,
-                   {"kit": lambda game=game: surrogate(game(), samples=SAMPLES).weights, "plain passes": plain,
+                   {"kit": lambda game=game: surrogate(game(), samples=SAMPLES).weights, "the kit's passes": laid,
                     **{name: run for name, run in theirs.items() if "shap" not in name}}, agreement, target=1.3)
         yield Task(f"KernelSHAP, {SAMPLES} samples, scenes/{family}", passes,
-                   {"kit": lambda game=game: surrogate(game(), kernel="shap", samples=SAMPLES), "plain passes": plain,
+                   {"kit": lambda game=game: surrogate(game(), kernel="shap", samples=SAMPLES), "the kit's passes": laid,
                     **{name: run for name, run in theirs.items() if "shap" in name}},
                    lambda found, error=error: f"all 512 of 9 pieces: {float(error):.0e} from exact", target=1.2)
 
@@ -70,12 +70,14 @@ def peers(model, x, parts, target):
             return model(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))).softmax(1).numpy()
 
     image = x[0].permute(1, 2, 0).numpy()
+    hidden = np.stack([image[parts.numpy() == k].mean(0) for k in range(count)])[parts.numpy()]
+    baseline = torch.from_numpy(hidden.transpose(2, 0, 1)[None].copy())
     if importlib.util.find_spec("lime"):
         from lime.lime_image import LimeImageExplainer
 
         def lime():
             explanation = LimeImageExplainer(random_state=0).explain_instance(
-                image, probabilities, labels=(target,), top_labels=None, hide_color=0, num_samples=SAMPLES,
+                image, probabilities, labels=(target,), top_labels=None, hide_color=None, num_samples=SAMPLES,
                 num_features=count, batch_size=128, segmentation_fn=lambda _: parts.numpy())
             weights = dict(explanation.local_exp[target])
             return [weights[k] for k in range(count)]
@@ -92,7 +94,7 @@ def peers(model, x, parts, target):
         mask = parts[None, None].expand(1, x.shape[1], -1, -1)
 
         def captum(method, **options):
-            maps = method.attribute(x, target=target, feature_mask=mask, n_samples=SAMPLES, perturbations_per_eval=128,
+            maps = method.attribute(x, target=target, baselines=baseline, feature_mask=mask, n_samples=SAMPLES, perturbations_per_eval=128,
                                     **options)
             return [float(maps[0, 0][parts == k][0]) for k in range(count)]
 
@@ -105,7 +107,7 @@ def peers(model, x, parts, target):
             out = []
             flat = parts.numpy()
             for start in range(0, len(b), 128):
-                shown = np.where(b[start:start + 128][:, flat, None] > 0.5, image, 0)
+                shown = np.where(b[start:start + 128][:, flat, None] > 0.5, image, hidden)
                 out.append(probabilities(shown.astype("float32")))
             return np.concatenate(out)[:, target]
 
