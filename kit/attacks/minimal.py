@@ -65,6 +65,10 @@ def _lead(z: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
     return margin(z, y) if target is None else -margin(z, target)
 
 
+def _lead_of(model: nn.Module, y: Tensor, target: Tensor | None, x_adv: Tensor) -> Tensor:
+    return _lead(model(x_adv), y, target)
+
+
 def _slack(z: Tensor) -> Tensor:
     """What rounding may do to a lead: the same image in a batch of another size gives slightly other logits."""
     return 1e-5 * (z.amax(1) - z.amin(1))
@@ -151,7 +155,7 @@ def _search_c(attempt: Callable[[Tensor], Tensor], c: Tensor, rounds: int) -> No
         c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
 
 
-EDGE = 0.01
+EDGE = 0.02
 REACH = torch.tensor(1 - 2 * EDGE).atanh().item()
 
 
@@ -195,8 +199,8 @@ def cw(
         ‖x' − x‖₂² + c · max(κ − lead, 0),     lead = max_{j≠y} z_j − z_y,  or  z_t − max_{j≠t} z_j.
 
     l2    c is searched for, image by image, in `rounds` descents of at most `steps` steps each.
-    linf  the first term is Σ_i max(|x'_i − x_i| − τ, 0): τ falls to 0.9 ‖x' − x‖_∞ whenever that solves it, and c is
-          doubled, at most `rounds` times, when it does not.
+    linf  the first term is Σ_i max(|x'_i − x_i| − τ, 0): τ falls to 0.9 ‖x' − x‖_∞ whenever an adversarial image
+          keeps it (to 5 %), and c is doubled, at most `rounds` times, when none does.
     l0    pixels: the l2 descent is repeated from its last solution while those that contribute least to the lead,
           Σ_channels ∂lead/∂x'_i (x'_i − x_i), are frozen, half of them first and a single one at last.
 
@@ -251,11 +255,11 @@ def _cw_linf(model, x, y, target, kappa, c, rounds, steps, lr, nearest) -> None:
         before, solved = torch.full_like(c_, torch.inf), torch.zeros_like(y, dtype=torch.bool)
         for k in range(steps):
             w.requires_grad_()
-            x_adv, excess, loss, g, hit = _penalised(
+            x_adv, _, loss, g, hit = _penalised(
                 model, _to_x(w), w, x_, y_, target_, kappa, c_, partial(_excess, tau=tau_), rows)
             size, w = Linf.norm(x_adv - x_), w.detach()
             nearest.see(rows, x_adv, size, hit)
-            done = hit & (excess <= 1e-4 * c_)
+            done = hit & (size <= 1.05 * tau_)
             solution[rows[done]], solved[rows[done]] = w[done], True
             tau[rows[done]] = 0.9 * torch.minimum(size, tau_)[done]
             w = adam(lr)(w, -g, memory).clamp_(-REACH, REACH)
@@ -294,7 +298,7 @@ def _cw_l0(model, x, y, target, kappa, c, rounds, steps, lr, nearest) -> None:
                 nearest.see(at, x_adv, (delta != 0).any(1).flatten(1).sum(1).to(x.dtype), torch.ones_like(hit[hit]))
                 solution[at], solved[at] = w[hit], True
                 with asking(model, at):
-                    slope = gradient(lambda u, y=y_at, t=target_at: _lead(model(u), y, t), x_adv)[1]
+                    slope = gradient(partial(_lead_of, model, y_at, target_at), x_adv)[1]
                 good[at], worth[at] = (delta != 0).any(1, keepdim=True), (slope * delta).sum(1, keepdim=True)
             w = adam(lr)(w, -g, memory).clamp_(-REACH, REACH)
             rows, w, x_, y_, target_, c_, free_ = take(~hit, rows, w, x_, y_, target_, c_, free_)
@@ -366,8 +370,9 @@ def jsma(
     of those that are not at the edge of the box yet (θ < 0 darkens: both signs turn). It stops at success, when no pair
     is left, or when a share γ of the features has been used. Without a target, t is the second most likely class at x,
     and any wrong class ends it. Cost: per pair and image not yet fooled, one forward and two backward passes, as only
-    two sums of the K gradients are read. Source: Papernot et al., The limitations of deep learning in adversarial settings, EuroS&P 2016, algorithms 2
-    and 3, on logits; θ and γ (14.5 % of the features) as there.
+    two sums of the K gradients are read.
+    Source: Papernot et al., The limitations of deep learning in adversarial settings, EuroS&P 2016, algorithms 2 and 3,
+    on logits; θ and γ (14.5 % of the features) as there.
     """
     if not -1 <= theta <= 1 or theta == 0:
         raise ValueError(f"theta must lie in [-1, 1] and not be zero, not {theta:g}")
