@@ -306,4 +306,4 @@ def _numbered(where: Path, files: list[Path], y: np.ndarray, wnids: tuple[str, .
         if (np.diff(number) > 0).all():  # class numbers go by the sorted wnids
             return number[y]
     raise ValueError(f"{where} has {len(wnids)} of ImageNet's 1000 class folders, so that their order does not "
-                     "give the class numbers: name the files <wnid>_<class number, 4 digits>.jpg, or provide all 1000 folders")
+                     "give the class numbers: name the files <wnid>_<class number, 4 digits>.jpg, or bring all 1000")

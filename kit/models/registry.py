@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 import torchvision
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import nn
 
 from kit.core import Normalize
@@ -66,7 +67,7 @@ RECIPES: dict[str, Recipe] = {
     "scenes/resnet": Recipe("scenes", "resnet", COLOUR, images=3600, epochs=10, shift=1, flip=True),
     "scenes/densenet": Recipe("scenes", "densenet", COLOUR, images=3600, epochs=10, shift=1, flip=True),
     "scenes/inception": Recipe("scenes", "inception", COLOUR, images=3600, epochs=10, shift=1, flip=True),
-    "scenes/mobilenet": Recipe("scenes", "mobilenet", COLOUR, images=3600, epochs=10, shift=1, flip=True),
+    "scenes/mobilenet": Recipe("scenes", "mobilenet", COLOUR, images=2400, epochs=12, shift=1, flip=True),
     "mnist/cnn7": Recipe("mnist", "cnn7", GREY, epochs=4, batch=128, shift=1),
     "svhn/cnn7": Recipe("svhn", "cnn7", COLOUR | {"width": 20}, epochs=15, batch=128, shift=2),
     "cifar10/vgg": Recipe("cifar10", "vgg", COLOUR | {"width": 64}, **CIFAR),
@@ -164,7 +165,7 @@ def save(model: nn.Module, entry: dict[str, Any], folder: str | Path | None = No
     name = entry["name"]
     path = folder / f"{name.replace('/', '-')}.safetensors"
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(tensors, _aside(path))
+    _aside(path).write_bytes(serialise(tensors))
     _aside(path).replace(path)
     entries = _manifest(folder)
     entries[name] = entry | {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
