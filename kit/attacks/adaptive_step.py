@@ -129,7 +129,7 @@ def _checkpoints(steps: int) -> set[int]:
     """⌈p_j · steps⌉ with p_1 = 0.22 and p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06)."""
     p, gap, found = 0.22, 0.22, set()
     while p <= 1:
-        found.add(math.ceil(p * steps))
+        found.add(math.ceil(p * steps - 1e-9))
         gap = max(gap - 0.03, 0.06)
         p += gap
     return found

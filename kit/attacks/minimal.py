@@ -65,6 +65,10 @@ def _lead(z: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
     return margin(z, y) if target is None else -margin(z, target)
 
 
+def _lead_of(model: nn.Module, y: Tensor, target: Tensor | None, x_adv: Tensor) -> Tensor:
+    return _lead(model(x_adv), y, target)
+
+
 def _slack(z: Tensor) -> Tensor:
     """What rounding may do to a lead: the same image in a batch of another size gives slightly other logits."""
     return 1e-5 * (z.amax(1) - z.amin(1))
@@ -81,11 +85,9 @@ def _gradients(z: Tensor, x: Tensor, weights: Tensor) -> Tensor:
     One vectorised backward pass; on a CPU one per v, as a vectorised one loses the memory layout there and costs 1.2
     to 3 times as much.
     """
-
-    def pull(weight: Tensor) -> Tensor:
-        return torch.autograd.grad((weight * z).sum(), x, retain_graph=True)[0]
-
-    return torch.stack([pull(w) for w in weights]) if x.device.type == "cpu" else torch.func.vmap(pull)(weights)
+    if x.device.type == "cpu":
+        return torch.stack([torch.autograd.grad((w * z).sum(), x, retain_graph=True)[0] for w in weights])
+    return torch.func.vmap(lambda w: torch.autograd.grad(z, x, w, retain_graph=True)[0])(weights)
 
 
 @per_image
@@ -151,12 +153,13 @@ def _search_c(attempt: Callable[[Tensor], Tensor], c: Tensor, rounds: int) -> No
         c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
 
 
-EDGE = 0.01
-REACH = torch.tensor(1 - 2 * EDGE).atanh().item()
+EDGE = 0.1
+INSIDE = (1 - 2 * EDGE) * (1 - 1e-6)  # by rounding's width inside the box, as a clamp has no gradient beyond it
+REACH = torch.tensor(INSIDE, dtype=torch.float64).atanh().item()
 
 
 def _to_w(x: Tensor) -> Tensor:
-    return ((2 * x - 1) * (1 - 2 * EDGE)).atanh()
+    return ((2 * x - 1) * INSIDE).atanh()
 
 
 def _to_x(w: Tensor) -> Tensor:
@@ -195,13 +198,14 @@ def cw(
         ‖x' − x‖₂² + c · max(κ − lead, 0),     lead = max_{j≠y} z_j − z_y,  or  z_t − max_{j≠t} z_j.
 
     l2    c is searched for, image by image, in `rounds` descents of at most `steps` steps each.
-    linf  the first term is Σ_i max(|x'_i − x_i| − τ, 0): τ falls to 0.9 ‖x' − x‖_∞ whenever that solves it, and c is
-          doubled, at most `rounds` times, when it does not.
+    linf  the first term is Σ_i max(|x'_i − x_i| − τ, 0): τ falls to 0.9 ‖x' − x‖_∞ whenever an adversarial image
+          keeps it (to 5 %), and c is doubled, at most `rounds` times, when none does.
     l0    pixels: the l2 descent is repeated from its last solution while those that contribute least to the lead,
           Σ_channels ∂lead/∂x'_i (x'_i − x_i), are frozen, half of them first and a single one at last.
 
-    An image leaves a descent when it is solved (linf, l0), or when a tenth of the steps has not lowered its loss; the
-    nearest adversarial image met on the way is returned. Default c: 0.001, 0.1, 10⁴; lr: 0.01, 0.005, 0.1.
+    A tenth of the steps that has not lowered an image's loss halves its lr (l2, linf), and the fourth such ends its
+    descent, as does a solution (linf, l0). The nearest adversarial image met on the way is returned.
+    Default c: 0.001, 0.1, 10⁴; lr: 0.01, 0.005, 0.1.
     Cost: at most rounds · steps forward and backward passes in l2. Source: Carlini and Wagner, Towards evaluating the
     robustness of neural networks, S&P 2017, sections V and VI; rounds, steps and lr (l2, linf) as in their code.
     """
@@ -218,21 +222,24 @@ def cw(
 def _cw_l2(model, x, y, target, kappa, c, rounds, steps, lr, nearest) -> None:
     def attempt(c: Tensor) -> Tensor:
         memory: Memory = {}
-        ever, before = torch.zeros_like(y, dtype=torch.bool), torch.full_like(c, torch.inf)
+        lately, before = torch.zeros_like(y, dtype=torch.bool), torch.full_like(c, torch.inf)
+        rate = torch.full_like(c, lr)
         rows, w, x_, y_, target_ = torch.arange(len(x), device=x.device), _to_w(x), x, y, target
         for k in range(steps):
             w.requires_grad_()
             x_adv, size, loss, g, hit = _penalised(model, _to_x(w), w, x_, y_, target_, kappa, c, _squared, rows)
             nearest.see(rows, x_adv, size, hit)
-            ever[rows] |= hit
-            w = adam(lr)(w.detach(), -g, memory).clamp_(-REACH, REACH)
+            lately[rows] |= hit
+            w = adam(rate)(w.detach(), -g, memory).clamp_(-REACH, REACH)
             if k % max(steps // 10, 1) == 0:
-                falls = loss < 0.9999 * before
-                rows, w, before, c, x_, y_, target_ = take(falls, rows, w, loss, c, x_, y_, target_)
-                memory = _of(falls, memory)
+                rate = torch.where(loss < 0.9999 * before, rate, rate / 2)
+                stays, before = rate > lr / 16, loss
+                rows, w, before, rate, c, x_, y_, target_ = take(stays, rows, w, before, rate, c, x_, y_, target_)
+                memory = _of(stays, memory)
+                lately[rows] = False
                 if not len(rows):
                     break
-        return ever
+        return lately  # what Adam's first, long steps run across says nothing about c
 
     _search_c(attempt, c, rounds)
 
@@ -248,27 +255,30 @@ def _cw_linf(model, x, y, target, kappa, c, rounds, steps, lr, nearest) -> None:
     while len(open_):
         rows, (w, x_, y_, target_, c_, tau_) = open_, take(open_, solution, x, y, target, c, tau)
         memory: Memory = {}
-        before, solved = torch.full_like(c_, torch.inf), torch.zeros_like(y, dtype=torch.bool)
+        before, rate = torch.full_like(c_, torch.inf), torch.full_like(c_, lr)
+        solved = torch.zeros_like(y, dtype=torch.bool)
         for k in range(steps):
             w.requires_grad_()
-            x_adv, excess, loss, g, hit = _penalised(
+            x_adv, _, loss, g, hit = _penalised(
                 model, _to_x(w), w, x_, y_, target_, kappa, c_, partial(_excess, tau=tau_), rows)
             size, w = Linf.norm(x_adv - x_), w.detach()
             nearest.see(rows, x_adv, size, hit)
-            done = hit & (excess <= 1e-4 * c_)
+            done = hit & (size <= 1.05 * tau_)
             solution[rows[done]], solved[rows[done]] = w[done], True
             tau[rows[done]] = 0.9 * torch.minimum(size, tau_)[done]
-            w = adam(lr)(w, -g, memory).clamp_(-REACH, REACH)
+            w = adam(rate)(w, -g, memory).clamp_(-REACH, REACH)
             stays = ~done
             if k % max(steps // 10, 1) == 0:
-                stays &= loss < 0.9999 * before
-                before = loss
+                rate = torch.where(loss < 0.9999 * before, rate, rate / 2)
+                before, stays = loss, stays & (rate > lr / 16)
             if not bool(stays.all()):
-                rows, w, before, x_, y_, target_, c_, tau_ = take(
-                    stays, rows, w, before, x_, y_, target_, c_, tau_)
+                rows, w, before, rate, x_, y_, target_, c_, tau_ = take(
+                    stays, rows, w, before, rate, x_, y_, target_, c_, tau_)
                 memory = _of(stays, memory)
             if not len(rows):
                 break
+        never = nearest.distance[rows].isinf()
+        solution[rows[never]] = w[never]  # on the way still: go on from here
         c[~solved] *= 2
         open_ = open_[c[open_] <= largest_c[open_]]
 
@@ -294,7 +304,7 @@ def _cw_l0(model, x, y, target, kappa, c, rounds, steps, lr, nearest) -> None:
                 nearest.see(at, x_adv, (delta != 0).any(1).flatten(1).sum(1).to(x.dtype), torch.ones_like(hit[hit]))
                 solution[at], solved[at] = w[hit], True
                 with asking(model, at):
-                    slope = gradient(lambda u, y=y_at, t=target_at: _lead(model(u), y, t), x_adv)[1]
+                    slope = gradient(partial(_lead_of, model, y_at, target_at), x_adv)[1]
                 good[at], worth[at] = (delta != 0).any(1, keepdim=True), (slope * delta).sum(1, keepdim=True)
             w = adam(lr)(w, -g, memory).clamp_(-REACH, REACH)
             rows, w, x_, y_, target_, c_, free_ = take(~hit, rows, w, x_, y_, target_, c_, free_)
@@ -366,8 +376,9 @@ def jsma(
     of those that are not at the edge of the box yet (θ < 0 darkens: both signs turn). It stops at success, when no pair
     is left, or when a share γ of the features has been used. Without a target, t is the second most likely class at x,
     and any wrong class ends it. Cost: per pair and image not yet fooled, one forward and two backward passes, as only
-    two sums of the K gradients are read. Source: Papernot et al., The limitations of deep learning in adversarial settings, EuroS&P 2016, algorithms 2
-    and 3, on logits; θ and γ (14.5 % of the features) as there.
+    two sums of the K gradients are read.
+    Source: Papernot et al., The limitations of deep learning in adversarial settings, EuroS&P 2016, algorithms 2 and 3,
+    on logits; θ and γ (14.5 % of the features) as there.
     """
     if not -1 <= theta <= 1 or theta == 0:
         raise ValueError(f"theta must lie in [-1, 1] and not be zero, not {theta:g}")

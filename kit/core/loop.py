@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kit.core.balls import L1, L2, Linf
+from kit.core.balls import L1, L2, Linf, column
 from kit.core.checks import check_gradient
 
 Memory = dict[str, Tensor]
@@ -123,14 +123,14 @@ def momentum(ball: Linf | L2 | L1, step: float | Tensor, mu: float = 1.0) -> Rul
     return rule
 
 
-def adam(lr: float, betas: tuple[float, float] = (0.9, 0.999), tiny: float = 1e-8) -> Rule:
-    """Adam, climbing (Kingma and Ba 2015, algorithm 1)."""
+def adam(lr: float | Tensor, betas: tuple[float, float] = (0.9, 0.999), tiny: float = 1e-8) -> Rule:
+    """Adam, climbing (Kingma and Ba 2015, algorithm 1). lr is one number, or one per image (N,)."""
 
     def rule(v: Tensor, g: Tensor, memory: Memory) -> Tensor:
         b1, b2 = betas
         t = memory["t"] = memory.get("t", torch.zeros(())) + 1
         m = memory["m"] = b1 * memory.get("m", torch.zeros_like(v)) + (1 - b1) * g
         u = memory["u"] = b2 * memory.get("u", torch.zeros_like(v)) + (1 - b2) * g * g
-        return v + lr * (m / (1 - b1 ** float(t))) / ((u / (1 - b2 ** float(t))).sqrt() + tiny)
+        return v + column(lr, v) * (m / (1 - b1 ** float(t))) / ((u / (1 - b2 ** float(t))).sqrt() + tiny)
 
     return rule

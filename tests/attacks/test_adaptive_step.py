@@ -1,0 +1,102 @@
+"""Auto-PGD reaches the closed form on a linear network, keeps the ball, and its step length answers for itself."""
+import pytest
+import torch
+from torch import nn
+
+import kit.core.passes
+from kit.attacks import auto_pgd, pgd
+from kit.attacks.adaptive_step import _checkpoints
+from kit.core import QueryCounter, Trace, ball, cross_entropy, dlr, fooled, generator, logits, margin
+
+DUAL = {"linf": 1, "l2": 2}
+
+
+def exact_distance(model, x, y, norm):
+    z, w = model(x), model[1].weight
+    lengths = torch.linalg.vector_norm(w[y][:, None] - w[None], DUAL[norm], dim=2)
+    ratio = (z.gather(1, y[:, None]) - z) / lengths
+    return ratio.masked_fill(nn.functional.one_hot(y, 5).bool(), torch.inf).detach().min(1)
+
+
+@pytest.mark.parametrize("norm", DUAL)
+@pytest.mark.parametrize("kind", ["target", "targets", "target dlr"])
+def test_success_on_a_linear_model_is_the_closed_form(linear, norm, kind):
+    model, x, y = linear
+    exact, nearest = exact_distance(model, x, y, norm)
+
+    def gap(z, target):  # to the nearest class; the cross-entropy's ascent may lead to a farther one
+        return (z.gather(1, y[:, None]) - z.gather(1, target[:, None]))[:, 0]
+
+    options = {
+        "target": {"target": nearest, "loss": gap}, "targets": {"targets": 4, "loss": dlr},
+        "target dlr": {"target": nearest, "loss": dlr},
+    }[kind]
+    for eps, hits in ((exact * 1.02, True), (exact * 0.98, False)):
+        x_adv = auto_pgd(model, x, y, eps=eps, norm=norm, **options)
+        assert torch.equal(fooled(model, x_adv, y), torch.full_like(y, hits, dtype=torch.bool))
+        assert (ball(norm, eps).norm(x_adv - x) <= eps * (1 + 1e-5) + 1e-7).all()
+
+
+def test_the_checkpoints_are_the_papers():
+    assert sorted(_checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+def deep(seed=0):
+    source = generator(seed)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=source) * 3 / p[0].numel() ** 0.5)
+    x = torch.rand(24, 3, 4, 4, generator=source)
+    return model.eval().double(), x.double(), logits(model.float(), x).argmax(1)
+
+
+@pytest.mark.parametrize("norm", DUAL)
+@pytest.mark.parametrize("loss", [cross_entropy, dlr, margin])
+def test_images_are_independent_and_it_climbs(loss, norm, monkeypatch):
+    model, x, y = deep()
+    model = model.double()
+    options = {"eps": {"linf": 0.03, "l2": 0.1}[norm], "norm": norm, "loss": loss, "steps": 30}
+    whole = auto_pgd(model, x, y, **options)
+    assert torch.equal(whole, auto_pgd(model, x, y, **options))
+    trace = Trace()
+    auto_pgd(model, x, y, trace=trace, **options)
+    assert trace.values.shape == (30, 24)
+    assert (loss(logits(model, whole), y) >= trace.values.amax(0) - 1e-9).all() or loss is cross_entropy
+    assert (loss(logits(model, whole), y) > loss(logits(model, x), y)).all()
+    start = ball(norm, options["eps"]).random(x, generator())
+    monkeypatch.setattr(kit.core.balls.Linf, "random", lambda self, x, g: start[: len(x)])
+    monkeypatch.setattr(kit.core.balls.L2, "random", lambda self, x, g: start[: len(x)])
+    first = auto_pgd(model, x[:1], y[:1], **options)
+    assert torch.allclose(first, auto_pgd(model, x, y, **options)[:1], atol=1e-9)
+
+
+def test_it_needs_no_step_where_pgd_does():
+    model, x, y = deep(2)
+    model = model.double()
+    options = {"eps": 0.05, "steps": 40}
+    adaptive = margin(logits(model, auto_pgd(model, x, y, loss=margin, **options)), y).mean()
+    for step in (0.0002, 0.1):
+        assert adaptive > margin(logits(model, pgd(model, x, y, loss=margin, step=step, **options)), y).mean()
+
+
+def test_fooled_images_leave_before_the_next_run():
+    model, x, y = deep()
+    model = model.double()
+    once = fooled(model, auto_pgd(model, x, y, eps=0.03, steps=10), y)
+    counter = QueryCounter(model, 24)
+    often = fooled(model, auto_pgd(counter, x, y, eps=0.03, steps=10, restarts=3), y)
+    assert 0 < once.sum() < 24
+    assert often[once].all()
+    assert (counter.counts[once] == 11).all()
+    assert (counter.counts[~often] == 33).all()
+
+
+def test_bad_numbers_are_refused(linear):
+    model, x, y = linear
+    for options, message in (
+        ({"norm": "l1"}, "use pgd"), ({"restarts": 0}, "restarts"), ({"targets": 5}, "targets must be 1 to 4"),
+        ({"targets": 2, "target": y}, "not both"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            auto_pgd(model, x, y, eps=0.1, **options)
