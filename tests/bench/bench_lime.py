@@ -55,7 +55,8 @@ def tasks():
                    {"kit": lambda game=game: surrogate(game(), samples=SAMPLES).weights, "the kit's passes": laid,
                     **{name: run for name, run in theirs.items() if "shap" not in name}}, agreement, target=1.3)
         yield Task(f"KernelSHAP, {SAMPLES} samples, scenes/{family}", passes,
-                   {"kit": lambda game=game: surrogate(game(), kernel="shap", samples=SAMPLES), "the kit's passes": laid,
+                   {"kit": lambda game=game: surrogate(game(), kernel="shap", samples=SAMPLES),
+                    "the kit's passes": laid,
                     **{name: run for name, run in theirs.items() if "shap" in name}},
                    lambda found, error=error: f"all 512 of 9 pieces: {float(error):.0e} from exact", target=1.2)
 
@@ -94,8 +95,8 @@ def peers(model, x, parts, target):
         mask = parts[None, None].expand(1, x.shape[1], -1, -1)
 
         def captum(method, **options):
-            maps = method.attribute(x, target=target, baselines=baseline, feature_mask=mask, n_samples=SAMPLES, perturbations_per_eval=128,
-                                    **options)
+            maps = method.attribute(x, target=target, baselines=baseline, feature_mask=mask, n_samples=SAMPLES,
+                                    perturbations_per_eval=128, **options)
             return [float(maps[0, 0][parts == k][0]) for k in range(count)]
 
         found["captum"] = lambda: captum(Lime(Probabilities(), interpretable_model=SkLearnRidge(alpha=1)))
