@@ -16,17 +16,15 @@ is the truth they predict. Source: Koh and Liang, Understanding black-box predic
 """
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from kit.core import Linf, Trace, borrowed, check_images, check_labels, check_model, chunks, fooled, generator, laid_out
+from kit.explain.risk import Network, backward, inner, kept_of, owners_of, risk_of, squared
 
 LARGEST_HESSIAN = 12_000  # parameters; 12 000² numbers are 0.6 GB in float32
 
@@ -67,9 +65,9 @@ class Influence:
         check_images(x)
         with borrowed(self.model, x):
             check_labels(y, x, check_model(self.model, x))
-            return self._on(_risk(self.model, self.layers, x, y), x)
+            return self._on(risk_of(self.model, self.layers, x, y), x)
 
-    def _on(self, risk: _Network, x: Tensor) -> Influence:
+    def _on(self, risk: Network, x: Tensor) -> Influence:
         self._risk, self.x, self.y = risk, x, risk.y
         self._factor = self._cholesky() if self.solver == "exact" else None
         return self
@@ -216,13 +214,13 @@ def retrain(
     check_images(x)
     with borrowed(model, x):
         check_labels(y, x, check_model(model, x))
-        risk = _risk(model, layers, x, y)
+        risk = risk_of(model, layers, x, y)
         weight = torch.full((len(x),), 1 / len(x), dtype=x.dtype, device=x.device)
         weight[torch.as_tensor(without, dtype=torch.int64, device=x.device)] = 0
         return risk.with_parameters(_minimised(risk, weight, l2, tol, steps))
 
 
-def _minimised(risk: _Network, weight: Tensor, l2: float, tol: float, steps: int) -> Tensor:
+def _minimised(risk: Network, weight: Tensor, l2: float, tol: float, steps: int) -> Tensor:
     """argmin_θ Σ_i weight_i ℓ(z_i, θ) + l2/2 ‖θ‖², from the risk's θ, which it leaves there."""
     shares = weight.split([len(labels) for _, labels in risk.parts()])
 
@@ -297,7 +295,7 @@ def training_set_attack(
     weight = torch.full((len(x),), 1 / len(x), dtype=x.dtype, device=x.device)
     with borrowed(model, x):
         check_labels(y, x, check_model(model, x))
-        risk = _risk(model, layers, x_poisoned, y)
+        risk = risk_of(model, layers, x_poisoned, y)
         for _ in range(steps):
             influence = Influence(model, layers=layers, l2=l2, damping=damping, solver=solver)._on(risk, x_poisoned)
             if index is None:
@@ -339,270 +337,23 @@ def tracin(
         with borrowed(model, x):
             classes = check_model(model, x)
             check_labels(y, x, classes)
-            owners = _owners(model, layers)
+            owners = owners_of(model, layers)
             tests = None
             if x_test is not None and y_test is not None:
                 check_images(x_test)
                 check_labels(y_test, x_test, classes, "y_test")
-                seen = [_backward(model, owners, x_test[rows], y_test[rows]) for rows in chunks(x_test)]
-                tests = [[_kept(m, a, d) for m, (a, d) in zip(owners.values(), part, strict=True)] for part in seen]
+                seen = [backward(model, owners, x_test[rows], y_test[rows]) for rows in chunks(x_test)]
+                tests = [[kept_of(m, a, d) for m, (a, d) in zip(owners.values(), part, strict=True)] for part in seen]
             rows_of: list[Any] = []
             for rows in chunks(x):
-                layer = zip(owners.values(), _backward(model, owners, x[rows], y[rows]), strict=True)
-                mine = [(m, _kept(m, a, d)) for m, (a, d) in layer]
+                layer = zip(owners.values(), backward(model, owners, x[rows], y[rows]), strict=True)
+                mine = [(m, kept_of(m, a, d)) for m, (a, d) in layer]
                 if tests is None:
-                    rows_of.append(sum(_squared(m, kept) for m, kept in mine))
+                    rows_of.append(sum(squared(m, kept) for m, kept in mine))
                 else:
                     blocks: list[Any] = [
-                        sum(_inner(m, theirs, own) for theirs, (m, own) in zip(part, mine, strict=True))
+                        sum(inner(m, theirs, own) for theirs, (m, own) in zip(part, mine, strict=True))
                         for part in tests]
                     rows_of.append(torch.cat(blocks))
             total = total + rate * torch.cat(rows_of, -1)
     return total
-
-
-# --- parameters whose risk is differentiated ------------------------------------------------------------------------
-
-
-def _owners(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Any]:
-    """The layers that hold the parameters in question, by name."""
-    names = dict(model.named_modules())
-    missing = [name for name in layers or () if name not in names or not name]
-    if missing:
-        raise ValueError(f"the model has no layer {missing[0]!r}; it has {', '.join(n for n in names if n)}")
-    owners = {
-        name: module for name, module in names.items() if next(module.parameters(recurse=False), None) is not None
-        and (layers is None or any(name == layer or name.startswith(layer + ".") for layer in layers))
-    }
-    for name, module in owners.items():
-        known = isinstance(module, nn.Linear | nn.BatchNorm2d) or (
-            isinstance(module, nn.Conv2d) and not isinstance(module.padding, str) and module.padding_mode == "zeros")
-        if not known:
-            raise ValueError(f"gradients of single images are not known for {name!r}, {module}: "
-                             "use layers= to name linear, convolution (zero-padded by numbers) and batch-norm layers")
-    if not owners:
-        raise ValueError("these layers have no parameters: name others in layers=")
-    return owners
-
-
-@contextmanager
-def _watched(model: nn.Module, owners: dict[str, Any]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """The input and output of each layer at each forward pass inside."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    in_place = any(getattr(module, "inplace", False) for module in model.modules())
-
-    def keep(name, inputs, output):
-        if not output.requires_grad:
-            output = output.detach().requires_grad_()
-        if in_place:
-            seen[name] = (inputs[0], output)
-            return output.clone()
-        seen[name] = (inputs[0], output)
-        return output
-
-    hooks = [module.register_forward_hook(lambda m, inputs, output, name=name: keep(name, inputs, output))
-             for name, module in owners.items()]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _backward(model, owners, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """For each layer its input a and the gradient δ of every image's own loss with respect to its output."""
-    with _watched(model, owners) as seen:
-        loss = F.cross_entropy(model(laid_out(x)), y, reduction="sum")
-        deltas = torch.autograd.grad(loss, [seen[name][1] for name in owners])
-    return [(seen[name][0].detach(), delta) for name, delta in zip(owners, deltas, strict=True)]
-
-
-def _gradient(module: Any, a: Tensor, delta: Tensor) -> Tensor:
-    """Every image's gradient of one layer's parameters (B, p), in their order, from its input and output gradient."""
-    if isinstance(module, nn.Linear):
-        weight = delta[:, :, None] * a[:, None, :]
-    elif isinstance(module, nn.Conv2d):
-        padding: Any = module.padding
-        patches = F.unfold(a, module.kernel_size, module.dilation, padding, module.stride)
-        groups = module.groups
-        weight = delta.reshape(len(a), groups, delta.shape[1] // groups, -1) @ patches.view(
-            len(a), groups, patches.shape[1] // groups, -1).mT
-    elif isinstance(module, nn.BatchNorm2d):
-        weight = (delta * F.batch_norm(a, module.running_mean, module.running_var, eps=module.eps)).sum((2, 3))
-    parts = [weight.flatten(1)]
-    if module.bias is not None:
-        parts.append(delta.flatten(2).sum(2) if delta.dim() == 4 else delta)
-    return torch.cat(parts, 1)
-
-
-def _kept(module, a, delta):
-    return (a, delta) if isinstance(module, nn.Linear) else _gradient(module, a, delta)
-
-
-def _inner(module, kept, others) -> Any:
-    """⟨∇ℓ, ∇ℓ'⟩ of one layer for all pairs (T, B)."""
-    if not isinstance(module, nn.Linear):
-        return kept @ others.T
-    (a, d), (a_, d_) = kept, others
-    return (a @ a_.T + (module.bias is not None)) * (d @ d_.T)
-
-
-def _squared(module, kept) -> Any:
-    if not isinstance(module, nn.Linear):
-        return kept.square().sum(1)
-    a, d = kept
-    return (a.square().sum(1) + (module.bias is not None)) * d.square().sum(1)
-
-
-class _Network:
-    """The risk as a function of any layers' parameters, by automatic differentiation."""
-
-    def __init__(self, model: nn.Module, owners: dict[str, Any], x: Tensor, y: Tensor):
-        self.model, self.owners, self.y, self.n = model, owners, y, len(y)
-        self.names = [f"{name}.{own}" for name, module in owners.items()
-                      for own, _ in module.named_parameters(recurse=False)]
-        parameters = dict(model.named_parameters())
-        self.shapes = [parameters[name].shape for name in self.names]
-        self.theta = torch.cat([parameters[name].detach().flatten() for name in self.names])
-        with torch.no_grad():
-            self.classes = model(x[:1]).shape[1]
-        self.data = x
-
-    def inputs(self, x: Tensor) -> Tensor:
-        return x
-
-    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in chunks(self.data):
-            yield laid_out(self.data[rows]), self.y[rows]
-
-    def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        return self.data[index], self.y[index]
-
-    def named(self, theta: Tensor) -> dict[str, Tensor]:
-        parts = theta.split([shape.numel() for shape in self.shapes])
-        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
-
-    def logits(self, theta: Tensor, x: Tensor) -> Tensor:
-        return functional_call(self.model, self.named(theta), (x,))
-
-    def gradients(self, x: Tensor, y: Tensor) -> Tensor:
-        layers = zip(self.owners.values(), _backward(self.model, self.owners, x, y), strict=True)
-        return torch.cat([_gradient(module, a, delta) for module, (a, delta) in layers], 1)
-
-    def products(self, v: Tensor) -> Tensor:
-        sizes = [sum(p.numel() for p in module.parameters(recurse=False)) for module in self.owners.values()]
-        out = []
-        for x, y in self.parts():
-            layers = zip(self.owners.values(), _backward(self.model, self.owners, x, y), v.split(sizes, 1), strict=True)
-            out.append(sum(part @ _gradient(module, a, delta).T for module, (a, delta), part in layers))
-        return torch.cat(out, 1)
-
-    def hessian_products(self, x: Tensor, y: Tensor, v: Tensor, weight: Tensor | None = None) -> Tensor:
-        theta = self.theta.detach().requires_grad_()
-        losses = F.cross_entropy(self.logits(theta, x), y, reduction="none")
-        loss = losses.sum() if weight is None else weight @ losses
-        (g,) = torch.autograd.grad(loss, theta, create_graph=True)
-        return torch.stack([torch.autograd.grad(g, theta, u, retain_graph=i < len(v) - 1)[0] for i, u in enumerate(v)])
-
-    def hessian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.hessian_products(x, y, torch.eye(len(self.theta), dtype=x.dtype, device=x.device))
-
-    def replace(self, index: Tensor, x: Tensor) -> None:
-        """Put other images in the places `index`."""
-        with torch.no_grad():
-            self.data = self.data.index_copy(0, index, self.inputs(x))
-
-    def load(self, theta: Tensor) -> None:
-        """Go on with the model that has these parameters."""
-        self.theta, self.model = theta, self.with_parameters(theta)
-        self.owners = {name: self.model.get_submodule(name) for name in self.owners}
-
-    def with_parameters(self, theta: Tensor) -> nn.Module:
-        model = copy.deepcopy(self.model)
-        with torch.no_grad():
-            for name, value in self.named(theta).items():
-                model.get_parameter(name).copy_(value)
-        return model
-
-
-class _Head(_Network):
-    """The same for a last linear layer, on its inputs a (n, d) and a column of ones: z = Θ a, r = softmax z − e_y,
-
-    ∇ℓ = r aᵀ   and   ∇²ℓ = (diag p − p pᵀ) ⊗ a aᵀ.   Θ is (K, d + 1), its last column the bias.
-    """
-
-    def __init__(self, model: nn.Module, owners: dict[str, Any], x: Tensor, y: Tensor):
-        super().__init__(model, owners, x, y)
-        weight = self.layer.weight.detach()
-        columns = [weight] if self.layer.bias is None else [weight, self.layer.bias.detach()[:, None]]
-        self.theta = torch.cat(columns, 1).flatten()
-        with torch.no_grad():
-            self.data = torch.cat([self.inputs(laid_out(x[rows])) for rows in chunks(x)])
-
-    @property
-    def layer(self) -> Any:
-        return next(iter(self.owners.values()))
-
-    def inputs(self, x: Tensor) -> Tensor:
-        seen: dict[str, Tensor] = {}
-        hook = self.layer.register_forward_pre_hook(lambda module, inputs: seen.__setitem__("a", inputs[0]))
-        try:
-            self.model(x)
-        finally:
-            hook.remove()
-        a = seen["a"]
-        return a if self.layer.bias is None else torch.cat([a, torch.ones_like(a[:, :1])], 1)
-
-    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.data.split(2048), self.y.split(2048), strict=True)
-
-    def named(self, theta: Tensor) -> dict[str, Tensor]:
-        (name,) = self.owners
-        table, d = theta.view(self.classes, -1), self.layer.in_features
-        return {f"{name}.weight": table[:, :d]} | ({} if self.layer.bias is None else {f"{name}.bias": table[:, d]})
-
-    def logits(self, theta: Tensor, a: Tensor) -> Tensor:
-        return a @ theta.view(self.classes, -1).T
-
-    def probabilities(self, a: Tensor) -> Tensor:
-        return self.logits(self.theta, a).softmax(1)
-
-    def residuals(self, a: Tensor, y: Tensor) -> Tensor:
-        return self.probabilities(a) - F.one_hot(y, self.classes)
-
-    def gradients(self, a: Tensor, y: Tensor) -> Tensor:
-        return (self.residuals(a, y)[:, :, None] * a.detach()[:, None, :]).flatten(1).detach()
-
-    def products(self, v: Tensor) -> Tensor:
-        table = v.view(len(v) * self.classes, -1).T
-        return torch.cat([
-            ((a @ table).view(len(a), len(v), -1) * self.residuals(a, y)[:, None]).sum(2) for a, y in self.parts()]).T
-
-    def hessian_products(self, a: Tensor, y: Tensor, v: Tensor, weight: Tensor | None = None) -> Tensor:
-        p = self.probabilities(a)[:, None]
-        u = (a @ v.view(len(v) * self.classes, -1).T).view(len(a), len(v), -1)
-        s = p * (u - (p * u).sum(2, keepdim=True))
-        s = s if weight is None else weight[:, None, None] * s
-        return (s.flatten(1).T @ a).view(len(v), -1)
-
-    def hessian(self, a: Tensor, y: Tensor) -> Tensor:
-        p, k, d = self.probabilities(a), self.classes, a.shape[1]
-        H = a.new_zeros(k, d, k, d)
-        for i in range(k):
-            for j in range(i, k):
-                curvature = p[:, i] * (float(i == j) - p[:, j])
-                H[i, :, j] = (a * curvature[:, None]).T @ a
-                H[j, :, i] = H[i, :, j]
-        return H.view(k * d, k * d)
-
-
-def _risk(model: nn.Module, layers: Sequence[str] | None, x: Tensor, y: Tensor) -> _Network:
-    owners = _owners(model, layers)
-    module = next(iter(owners.values()))
-    if len(owners) == 1 and isinstance(module, nn.Linear):
-        with _watched(model, owners) as seen, torch.no_grad():
-            last = model(x[:1])
-        ((a, output),) = seen.values()
-        if a.dim() == 2 and last.shape == output.shape and torch.equal(last, output):
-            return _Head(model, owners, x, y)
-    return _Network(model, owners, x, y)

@@ -6,7 +6,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from kit.core import Trace, fooled, generator
-from kit.explain.influence import Influence, _backward, _owners, retrain, tracin, training_set_attack
+from kit.explain.influence import Influence, retrain, tracin, training_set_attack
+from kit.explain.risk import Head, Network, backward, owners_of
 
 L2 = 1e-2
 
@@ -109,15 +110,13 @@ def test_the_solvers_agree(digits, logistic):
 
 
 def test_the_head_in_closed_form_is_the_network_by_autograd(digits, cnn, monkeypatch):
-    import kit.explain.influence as module
-
     x, y, x_test, y_test = digits
     x, y, x_test, y_test = x[:150], y[:150], x_test[:3], y_test[:3]
     fitted = [Influence(cnn, layers=["6"], l2=L2, solver="exact").fit(x, y)]
-    assert type(fitted[0]._risk) is module._Head
-    monkeypatch.setattr(module, "_Head", module._Network)
+    assert type(fitted[0]._risk) is Head
+    monkeypatch.setattr("kit.explain.risk.Head", Network)
     fitted.append(Influence(cnn, layers=["6"], l2=L2, solver="exact").fit(x, y))
-    assert type(fitted[1]._risk) is module._Network
+    assert type(fitted[1]._risk) is Network
     for ask in (lambda i: i.score(x_test, y_test), lambda i: i.self_influence(),
                 lambda i: i.perturbation(x_test, y_test, torch.tensor([3, 70]))):
         assert torch.allclose(ask(fitted[0]), ask(fitted[1]), rtol=1e-6, atol=1e-12)
@@ -125,9 +124,9 @@ def test_the_head_in_closed_form_is_the_network_by_autograd(digits, cnn, monkeyp
 
 def test_gradients_of_single_images_are_those_of_autograd(digits, cnn):
     x, y, _, _ = digits
-    owners = _owners(cnn, None)
+    owners = owners_of(cnn, None)
     found = Influence(cnn, l2=L2).fit(x[:100], y[:100])._risk.gradients(x[:3], y[:3])
-    assert len(_backward(cnn, owners, x[:3], y[:3])) == 4
+    assert len(backward(cnn, owners, x[:3], y[:3])) == 4
     for i in range(3):
         g = torch.autograd.grad(F.cross_entropy(cnn(x[i:i + 1]), y[i:i + 1]), list(cnn.parameters()))
         assert torch.allclose(found[i], torch.cat([part.flatten() for part in g]), atol=1e-12)

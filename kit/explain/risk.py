@@ -1,0 +1,261 @@
+"""The risk of a network as a function of some layers' parameters: its gradients and Hessian products, image by image.
+
+`influence` asks for them. A network differentiates by itself (`Network`), a last linear layer in closed form (`Head`).
+"""
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kit.core import chunks, laid_out
+
+
+def owners_of(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Any]:
+    """The layers that hold the parameters in question, by name."""
+    names = dict(model.named_modules())
+    missing = [name for name in layers or () if name not in names or not name]
+    if missing:
+        raise ValueError(f"the model has no layer {missing[0]!r}; it has {', '.join(n for n in names if n)}")
+    owners = {
+        name: module for name, module in names.items() if next(module.parameters(recurse=False), None) is not None
+        and (layers is None or any(name == layer or name.startswith(layer + ".") for layer in layers))
+    }
+    for name, module in owners.items():
+        known = isinstance(module, nn.Linear | nn.BatchNorm2d) or (
+            isinstance(module, nn.Conv2d) and not isinstance(module.padding, str) and module.padding_mode == "zeros")
+        if not known:
+            raise ValueError(f"gradients of single images are not known for {name!r}, {module}: "
+                             "use layers= to name linear, convolution (zero-padded by numbers) and batch-norm layers")
+    if not owners:
+        raise ValueError("these layers have no parameters: name others in layers=")
+    return owners
+
+
+@contextmanager
+def _watched(model: nn.Module, owners: dict[str, Any]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """The input and output of each layer at each forward pass inside."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    in_place = any(getattr(module, "inplace", False) for module in model.modules())
+
+    def keep(name, inputs, output):
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        if in_place:
+            seen[name] = (inputs[0], output)
+            return output.clone()
+        seen[name] = (inputs[0], output)
+        return output
+
+    hooks = [module.register_forward_hook(lambda m, inputs, output, name=name: keep(name, inputs, output))
+             for name, module in owners.items()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def backward(model, owners, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For each layer its input a and the gradient δ of every image's own loss with respect to its output."""
+    with _watched(model, owners) as seen:
+        loss = F.cross_entropy(model(laid_out(x)), y, reduction="sum")
+        deltas = torch.autograd.grad(loss, [seen[name][1] for name in owners])
+    return [(seen[name][0].detach(), delta) for name, delta in zip(owners, deltas, strict=True)]
+
+
+def _gradient(module: Any, a: Tensor, delta: Tensor) -> Tensor:
+    """Every image's gradient of one layer's parameters (B, p), in their order, from its input and output gradient."""
+    if isinstance(module, nn.Linear):
+        weight = delta[:, :, None] * a[:, None, :]
+    elif isinstance(module, nn.Conv2d):
+        padding: Any = module.padding
+        patches = F.unfold(a, module.kernel_size, module.dilation, padding, module.stride)
+        groups = module.groups
+        weight = delta.reshape(len(a), groups, delta.shape[1] // groups, -1) @ patches.view(
+            len(a), groups, patches.shape[1] // groups, -1).mT
+    elif isinstance(module, nn.BatchNorm2d):
+        weight = (delta * F.batch_norm(a, module.running_mean, module.running_var, eps=module.eps)).sum((2, 3))
+    parts = [weight.flatten(1)]
+    if module.bias is not None:
+        parts.append(delta.flatten(2).sum(2) if delta.dim() == 4 else delta)
+    return torch.cat(parts, 1)
+
+
+def kept_of(module, a, delta):
+    return (a, delta) if isinstance(module, nn.Linear) else _gradient(module, a, delta)
+
+
+def inner(module, kept, others) -> Any:
+    """⟨∇ℓ, ∇ℓ'⟩ of one layer for all pairs (T, B)."""
+    if not isinstance(module, nn.Linear):
+        return kept @ others.T
+    (a, d), (a_, d_) = kept, others
+    return (a @ a_.T + (module.bias is not None)) * (d @ d_.T)
+
+
+def squared(module, kept) -> Any:
+    if not isinstance(module, nn.Linear):
+        return kept.square().sum(1)
+    a, d = kept
+    return (a.square().sum(1) + (module.bias is not None)) * d.square().sum(1)
+
+
+class Network:
+    """The risk as a function of any layers' parameters, by automatic differentiation."""
+
+    def __init__(self, model: nn.Module, owners: dict[str, Any], x: Tensor, y: Tensor):
+        self.model, self.owners, self.y, self.n = model, owners, y, len(y)
+        self.names = [f"{name}.{own}" for name, module in owners.items()
+                      for own, _ in module.named_parameters(recurse=False)]
+        parameters = dict(model.named_parameters())
+        self.shapes = [parameters[name].shape for name in self.names]
+        self.theta = torch.cat([parameters[name].detach().flatten() for name in self.names])
+        with torch.no_grad():
+            self.classes = model(x[:1]).shape[1]
+        self.data = x
+
+    def inputs(self, x: Tensor) -> Tensor:
+        return x
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in chunks(self.data):
+            yield laid_out(self.data[rows]), self.y[rows]
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self.data[index], self.y[index]
+
+    def named(self, theta: Tensor) -> dict[str, Tensor]:
+        parts = theta.split([shape.numel() for shape in self.shapes])
+        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+
+    def logits(self, theta: Tensor, x: Tensor) -> Tensor:
+        return functional_call(self.model, self.named(theta), (x,))
+
+    def gradients(self, x: Tensor, y: Tensor) -> Tensor:
+        layers = zip(self.owners.values(), backward(self.model, self.owners, x, y), strict=True)
+        return torch.cat([_gradient(module, a, delta) for module, (a, delta) in layers], 1)
+
+    def products(self, v: Tensor) -> Tensor:
+        sizes = [sum(p.numel() for p in module.parameters(recurse=False)) for module in self.owners.values()]
+        out = []
+        for x, y in self.parts():
+            layers = zip(self.owners.values(), backward(self.model, self.owners, x, y), v.split(sizes, 1), strict=True)
+            out.append(sum(part @ _gradient(module, a, delta).T for module, (a, delta), part in layers))
+        return torch.cat(out, 1)
+
+    def hessian_products(self, x: Tensor, y: Tensor, v: Tensor, weight: Tensor | None = None) -> Tensor:
+        theta = self.theta.detach().requires_grad_()
+        losses = F.cross_entropy(self.logits(theta, x), y, reduction="none")
+        loss = losses.sum() if weight is None else weight @ losses
+        (g,) = torch.autograd.grad(loss, theta, create_graph=True)
+        return torch.stack([torch.autograd.grad(g, theta, u, retain_graph=i < len(v) - 1)[0] for i, u in enumerate(v)])
+
+    def hessian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.hessian_products(x, y, torch.eye(len(self.theta), dtype=x.dtype, device=x.device))
+
+    def replace(self, index: Tensor, x: Tensor) -> None:
+        """Put other images in the places `index`."""
+        with torch.no_grad():
+            self.data = self.data.index_copy(0, index, self.inputs(x))
+
+    def load(self, theta: Tensor) -> None:
+        """Go on with the model that has these parameters."""
+        self.theta, self.model = theta, self.with_parameters(theta)
+        self.owners = {name: self.model.get_submodule(name) for name in self.owners}
+
+    def with_parameters(self, theta: Tensor) -> nn.Module:
+        model = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for name, value in self.named(theta).items():
+                model.get_parameter(name).copy_(value)
+        return model
+
+
+class Head(Network):
+    """The same for a last linear layer, on its inputs a (n, d) and a column of ones: z = Θ a, r = softmax z − e_y,
+
+    ∇ℓ = r aᵀ   and   ∇²ℓ = (diag p − p pᵀ) ⊗ a aᵀ.   Θ is (K, d + 1), its last column the bias.
+    """
+
+    def __init__(self, model: nn.Module, owners: dict[str, Any], x: Tensor, y: Tensor):
+        super().__init__(model, owners, x, y)
+        weight = self.layer.weight.detach()
+        columns = [weight] if self.layer.bias is None else [weight, self.layer.bias.detach()[:, None]]
+        self.theta = torch.cat(columns, 1).flatten()
+        with torch.no_grad():
+            self.data = torch.cat([self.inputs(laid_out(x[rows])) for rows in chunks(x)])
+
+    @property
+    def layer(self) -> Any:
+        return next(iter(self.owners.values()))
+
+    def inputs(self, x: Tensor) -> Tensor:
+        seen: dict[str, Tensor] = {}
+        hook = self.layer.register_forward_pre_hook(lambda module, inputs: seen.__setitem__("a", inputs[0]))
+        try:
+            self.model(x)
+        finally:
+            hook.remove()
+        a = seen["a"]
+        return a if self.layer.bias is None else torch.cat([a, torch.ones_like(a[:, :1])], 1)
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.data.split(2048), self.y.split(2048), strict=True)
+
+    def named(self, theta: Tensor) -> dict[str, Tensor]:
+        (name,) = self.owners
+        table, d = theta.view(self.classes, -1), self.layer.in_features
+        return {f"{name}.weight": table[:, :d]} | ({} if self.layer.bias is None else {f"{name}.bias": table[:, d]})
+
+    def logits(self, theta: Tensor, a: Tensor) -> Tensor:
+        return a @ theta.view(self.classes, -1).T
+
+    def probabilities(self, a: Tensor) -> Tensor:
+        return self.logits(self.theta, a).softmax(1)
+
+    def residuals(self, a: Tensor, y: Tensor) -> Tensor:
+        return self.probabilities(a) - F.one_hot(y, self.classes)
+
+    def gradients(self, a: Tensor, y: Tensor) -> Tensor:
+        return (self.residuals(a, y)[:, :, None] * a.detach()[:, None, :]).flatten(1).detach()
+
+    def products(self, v: Tensor) -> Tensor:
+        table = v.view(len(v) * self.classes, -1).T
+        return torch.cat([
+            ((a @ table).view(len(a), len(v), -1) * self.residuals(a, y)[:, None]).sum(2) for a, y in self.parts()]).T
+
+    def hessian_products(self, a: Tensor, y: Tensor, v: Tensor, weight: Tensor | None = None) -> Tensor:
+        p = self.probabilities(a)[:, None]
+        u = (a @ v.view(len(v) * self.classes, -1).T).view(len(a), len(v), -1)
+        s = p * (u - (p * u).sum(2, keepdim=True))
+        s = s if weight is None else weight[:, None, None] * s
+        return (s.flatten(1).T @ a).view(len(v), -1)
+
+    def hessian(self, a: Tensor, y: Tensor) -> Tensor:
+        p, k, d = self.probabilities(a), self.classes, a.shape[1]
+        H = a.new_zeros(k, d, k, d)
+        for i in range(k):
+            for j in range(i, k):
+                curvature = p[:, i] * (float(i == j) - p[:, j])
+                H[i, :, j] = (a * curvature[:, None]).T @ a
+                H[j, :, i] = H[i, :, j]
+        return H.view(k * d, k * d)
+
+
+def risk_of(model: nn.Module, layers: Sequence[str] | None, x: Tensor, y: Tensor) -> Network:
+    owners = owners_of(model, layers)
+    module = next(iter(owners.values()))
+    if len(owners) == 1 and isinstance(module, nn.Linear):
+        with _watched(model, owners) as seen, torch.no_grad():
+            last = model(x[:1])
+        ((a, output),) = seen.values()
+        if a.dim() == 2 and last.shape == output.shape and torch.equal(last, output):
+            return Head(model, owners, x, y)
+    return Network(model, owners, x, y)
