@@ -102,8 +102,8 @@ def test_zennit_on_a_plain_network(x, name):
     else:
         R = zennit_lrp(model, x, theirs)
     found = lrp(model, x, TARGET, rules=ours)
-    # a rare unit that has no contribution of one sign shares differently: kit's conserves
-    assert float((found - R).norm() / R.norm()) < 0.05
+    # αβ was measured at 0.021: kit shares out also where a unit has no contribution of one sign
+    assert float((found - R).norm() / R.norm()) < (0.025 if name == "alpha2beta1" else 0.02)
 
 
 def test_where_a_residual_network_leaks_elsewhere_it_conserves_here(x):
