@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -308,7 +309,8 @@ def test_a_stopped_run_leaves_no_process_and_resumes(tmp_path, how):
     command = [sys.executable, "-m", "kit.run", "run", *map(str, order), "--out", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(files.ROOT)}
     with subprocess.Popen(
-        command, env=environment, cwd=tmp_path, stdout=-3, stderr=subprocess.PIPE, text=True
+        command, env=environment, cwd=tmp_path, stdout=-3, stderr=subprocess.PIPE, text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a job in the background is born deaf to it
     ) as runner:
         end = time.monotonic() + 120
         while not (pid.exists() and pid.read_text()):
