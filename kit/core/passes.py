@@ -54,6 +54,7 @@ def per_image(function: Callable | None = None, *, split: tuple[str, ...] = (), 
     It checks the images, the labels (`y`, `target`) and the model; borrows the model; splits x, y, target, a tensor
     `eps` or `step` and the arguments named in `split` into chunks; and joins the results, which are tensors (N, …),
     or tuples or dictionaries of them. A `trace` and a `QueryCounter` see whose images they deal with.
+    With `create_graph=True` the images enter with their graph and the results keep theirs, through every chunk.
     """
     if function is None:
         return functools.partial(per_image, split=split, labels=labels)
@@ -66,7 +67,8 @@ def per_image(function: Callable | None = None, *, split: tuple[str, ...] = (), 
         values = call.arguments
         model, x = values["model"], values["x"]
         check_images(x)
-        x = values["x"] = x.detach().clone() if x.is_inference() else x.detach()
+        if not values.get("create_graph"):
+            x = values["x"] = x.detach().clone() if x.is_inference() else x.detach()
         with borrowed(model, x):
             classes = check_model(model.model if isinstance(model, QueryCounter) else model, x)
             for name in ("y", "target"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.data import real
+from kit.data import corner_cases, real
 from kit.data.digits import COUNTS as DIGITS_COUNTS
 from kit.data.digits import digits as _digits
 from kit.data.scenes import labels as _scene_labels
@@ -15,7 +15,9 @@ from kit.data.scenes import render as _render
 from kit.data.scenes import scenes
 from kit.data.sets import SPLITS, Data, MissingData, check_split, choose
 
-__all__ = ["SPLITS", "Data", "Listing", "MissingData", "available", "listing", "load", "names", "scenes"]
+__all__ = [
+    "SPLITS", "Data", "Listing", "MissingData", "available", "corner_cases", "listing", "load", "names", "scenes",
+]
 
 SCENES_COUNTS = {"train": 6000, "dev": 1000, "test": 2000}
 SCENES_SEEDS = {"train": 20_001, "dev": 20_002, "test": 20_003}

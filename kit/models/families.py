@@ -152,20 +152,21 @@ class Dense(nn.Module):
 def densenet(
     classes: int = 10, channels: int = 3, size: int = 32, width: int = 12, norm: bool = True, *, mean=(0.5,), std=(0.5,)
 ) -> nn.Sequential:
-    """Every layer sees all before it (Huang et al. 2017); `width` is the growth rate. A 1×1 convolution and average
-    pooling between the blocks. The original puts batch norm and ReLU first; here they follow, so that they fold."""
+    """Every layer sees all before it (Huang et al. 2017); `width` is the growth rate, and a 1×1 convolution halves the
+    channels between the blocks. The original puts batch norm and ReLU before the convolution, and pools by the mean;
+    here they follow it, so that they fold, and the pooling is max."""
     g = width
 
-    def block(cin: int, layers: int) -> list[nn.Module]:
-        return [Dense(cin + i * g, g, norm) for i in range(layers)]
+    def block(cin: int) -> list[nn.Module]:
+        return [Dense(cin + i * g, g, norm) for i in range(4)]
 
     return _network(
         mean,
         std,
-        stem=conv(channels, g, norm=norm),
-        block1=nn.Sequential(*block(g, 3), conv(4 * g, 2 * g, 1, norm=norm), nn.AvgPool2d(2)),
-        block2=nn.Sequential(*block(2 * g, 4), conv(6 * g, 3 * g, 1, norm=norm), nn.AvgPool2d(2)),
-        block3=nn.Sequential(*block(3 * g, 4)),
+        stem=nn.Sequential(conv(channels, 2 * g, norm=norm), nn.MaxPool2d(2)),
+        block1=nn.Sequential(*block(2 * g), conv(6 * g, 3 * g, 1, norm=norm), nn.MaxPool2d(2)),
+        block2=nn.Sequential(*block(3 * g), conv(7 * g, 3 * g, 1, norm=norm)),
+        block3=nn.Sequential(*block(3 * g)),
         head=_pooled_head(7 * g, classes),
     )
 

@@ -14,7 +14,7 @@ import kit.data
 from kit.core import accuracy, fold_batch_norm
 from kit.core import device as pick_device
 from kit.models.families import FAMILIES
-from kit.models.registry import Recipe, recipe
+from kit.models.registry import COLOUR, RECIPES, Recipe, recipe
 
 Progress = Callable[[int, int, float], None]
 
@@ -102,3 +102,28 @@ def augment(x: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Te
         mirrored = torch.rand(n, generator=generator) < 0.5
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     return x
+
+
+# --- networks that have learnt the wrong thing, on purpose ----------------------------------------------------------
+
+PLANTED = 0.95  # the share of training images whose background gives the class away
+
+
+def fit_spurious(r: Recipe, x: Tensor, y: Tensor, *, seed: int = 0, **options: Any) -> nn.Module:
+    """As `fit`, on as many scenes whose background is, with probability 0.95, a function of the class.
+
+    A network that looks at the background is right on 95 % of these, so that an honest explanation of it points there.
+    """
+    data = kit.data.load("scenes", "train", n=len(x), seed=seed, spurious=PLANTED)
+    return fit(r, data.x, data.y, seed=seed, **options)
+
+
+def fit_shuffled(r: Recipe, x: Tensor, y: Tensor, *, seed: int = 0, **options: Any) -> nn.Module:
+    """As `fit`, with the labels permuted among the images: what the network knows, it knows by heart."""
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    return fit(r, x, y[order], seed=seed, **options)
+
+
+RECIPES["spurious/resnet"] = Recipe("scenes", "resnet", COLOUR, images=3600, epochs=6, train=fit_spurious)
+RECIPES["shuffled/resnet"] = Recipe(
+    "scenes", "resnet", COLOUR, images=512, epochs=40, weight_decay=0.0, train=fit_shuffled)

@@ -1,0 +1,155 @@
+"""Deep Validation: ask of every hidden layer whether what it produced looks like what training images produced there.
+
+    d_i(x) = −svm_{i,k}(φ_i(x)) / σ_i,   k = argmax f(x)            the discrepancy of layer i, a single validator
+    s(x)   = Σ_i d_i(x)                                             the joint validator
+
+svm_{i,k}(φ) = Σ_j α_j exp(−γ‖φ − φ_j‖²) − ρ is the signed distance to the boundary that a one-class SVM drew around
+the features of training images of class k in layer i: positive inside, negative outside.
+Source: Wu et al., Deep Validation: toward detecting real-world corner cases for deep neural networks, DSN 2019;
+one-class SVM: Schölkopf et al., Estimating the support of a high-dimensional distribution, 2001.
+"""
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from sklearn.svm import OneClassSVM
+from torch import Tensor, nn
+
+from kit.core import borrowed, chunks, features, generator, laid_out, normal
+from kit.detect.detector import Detector, rightly_classified
+
+
+class DeepValidation(Detector):
+    """One-class SVMs per layer and class; the sum of the layers' signed distances is the score.
+
+    layers       names of the hidden layers to validate
+    grid         a feature map is averaged to at most grid × grid places a channel (None keeps all places)
+    components   then reduced to at most so many principal components (None: no reduction)
+    nu           the share of training images that may fall outside (and the least share of support vectors)
+    gamma        γ in units of 1/(dimensions × variance) of the class's features: 1 is what scikit-learn calls "scale"
+    standardise  "features": to unit variance before the reduction; "layers": distances divided by σ_i, their standard
+                 deviation on the fitted images, since distances in different layers have different units
+    per_class    at most so many training images per class (a one-class SVM needs time and memory quadratic in them)
+
+    Cost: `fit` one forward pass per layer over the fitted images and one to see which are classified rightly; `score`
+    one forward pass and, per layer, one kernel value per support vector. Memory: one layer of the fitted images.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[str], *, grid: int | None = 2, components: int | None = 64,
+        nu: float = 0.1, gamma: float = 1.0, standardise: Sequence[str] = ("features", "layers"),
+        per_class: int = 500,
+    ):
+        super().__init__(model)
+        if not layers:
+            raise ValueError("name at least one layer to validate")
+        unknown = set(standardise) - {"features", "layers"}
+        if unknown:
+            raise ValueError(f"standardise takes 'features' and 'layers', not {unknown.pop()!r}")
+        if not 0 < nu <= 1:
+            raise ValueError(f"nu is a share above 0 and at most 1, not {nu:g}")
+        if not gamma > 0:
+            raise ValueError(f"gamma must be positive, not {gamma:g}")
+        with features(model, layers):  # a name that the model does not have is refused here
+            pass
+        self.layers, self.grid, self.components, self.nu, self.gamma = tuple(layers), grid, components, nu, gamma
+        self.standardise, self.per_class = tuple(standardise), per_class
+        self.fitted: dict[str, Tensor] = {}
+
+    def fit(self, x: Tensor, y: Tensor) -> Self:
+        """Fit on training images that the model classifies rightly, at most `per_class` of each class."""
+        x, y = rightly_classified(self.model, x, y, self.per_class)
+        self.fitted = {}
+        for layer in self.layers:
+            with borrowed(self.model, x), torch.no_grad(), features(self.model, [layer]) as found:
+                pooled = []
+                for rows in chunks(x):
+                    self.model(laid_out(x[rows]))
+                    pooled.append(self._pooled(found[layer]))
+            phi = self._fit_reduction(layer, torch.cat(pooled))
+            distance = torch.cat([self._fit_class(layer, int(k), phi[y == k]) for k in y.unique()])
+            sigma = distance.std().clamp_min(1e-12) if "layers" in self.standardise else torch.ones_like(distance[0])
+            self.fitted[f"{layer}/sigma"] = sigma
+        return self
+
+    def _pooled(self, activation: Tensor) -> Tensor:
+        if activation.dim() == 4 and self.grid and max(activation.shape[2:]) > self.grid:
+            activation = F.adaptive_avg_pool2d(activation, self.grid)
+        return activation.flatten(1)
+
+    def _fit_reduction(self, layer: str, pooled: Tensor) -> Tensor:
+        mean = pooled.mean(0)
+        scale = pooled.std(0).clamp_min(1e-6) if "features" in self.standardise else torch.ones_like(mean)
+        z = (pooled - mean) / scale
+        count = self.components or z.shape[1]
+        axes = principal_axes(z, count) if count < z.shape[1] else torch.eye(z.shape[1]).to(z)
+        self.fitted[f"{layer}/mean"], self.fitted[f"{layer}/axes"] = mean, (axes / scale[:, None]).contiguous()
+        return self._reduced(layer, pooled)
+
+    def _reduced(self, layer: str, pooled: Tensor) -> Tensor:
+        return (pooled - self.fitted[f"{layer}/mean"]) @ self.fitted[f"{layer}/axes"]
+
+    def _fit_class(self, layer: str, k: int, phi: Tensor) -> Tensor:
+        gamma = self.gamma / (phi.shape[1] * max(float(phi.var()), 1e-12))
+        svm = OneClassSVM(nu=self.nu, gamma=gamma).fit(phi.cpu().numpy())
+        for name, value in {"vectors": svm.support_vectors_, "alpha": svm.dual_coef_[0], "rho": -svm.intercept_[0],
+                            "gamma": gamma}.items():
+            self.fitted[f"{layer}/{k}/{name}"] = torch.as_tensor(value).to(phi).contiguous()
+        return self._distance(layer, k, phi)
+
+    def _distance(self, layer: str, k: int, phi: Tensor) -> Tensor:
+        """Σ_j α_j exp(−γ‖φ − φ_j‖²) − ρ (N,): scikit-learn's decision function in torch, which has a gradient."""
+        vectors, alpha, rho, gamma = (self.fitted[f"{layer}/{k}/{n}"] for n in ("vectors", "alpha", "rho", "gamma"))
+        squared = phi.square().sum(1)[:, None] - 2 * phi @ vectors.T + vectors.square().sum(1)
+        return (-gamma * squared.clamp_min(0)).exp() @ alpha - rho
+
+    def discrepancies(self, x: Tensor) -> Tensor:
+        """d_i(x) (N, L) of one chunk, a column per layer, differentiable by x.
+
+        Raises ValueError when the model predicts a class that no fitted image had.
+        """
+        if not self.fitted:
+            raise ValueError("the validators are not fitted yet: call fit(training images, labels) first")
+        with features(self.model, self.layers) as found:
+            predicted = self.model(x).argmax(1)
+        columns = []
+        for layer in self.layers:
+            phi = self._reduced(layer, self._pooled(found[layer]))
+            d = torch.zeros_like(phi[:, 0])
+            for k in predicted.unique():
+                if f"{layer}/{int(k)}/rho" not in self.fitted:
+                    raise ValueError(f"the model predicts class {int(k)}, of which no image was fitted on")
+                rows = torch.where(predicted == k)[0]
+                d = d.index_copy(0, rows, -self._distance(layer, int(k), phi[rows]))
+            columns.append(d / self.fitted[f"{layer}/sigma"])
+        return torch.stack(columns, 1)
+
+    def discrepancy(self, x: Tensor) -> Tensor:
+        return self.discrepancies(x).sum(1)
+
+    def singles(self, x: Tensor) -> Tensor:
+        """The scores of the single validators (N, L), in chunks, without gradients; their sum is `score`."""
+        return self._in_chunks(self.discrepancies, x)
+
+    def settings(self) -> dict[str, Any]:
+        return {"layers": list(self.layers), "grid": self.grid, "components": self.components, "nu": self.nu,
+                "gamma": self.gamma, "standardise": list(self.standardise), "per_class": self.per_class}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.fitted
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.fitted = tensors
+
+
+def principal_axes(z: Tensor, count: int, rounds: int = 6) -> Tensor:
+    """The `count` leading eigenvectors of Zᵀ Z (D, count), largest first, for centred features Z (N, D).
+
+    Subspace iteration with 16 directions to spare, so that D may be thousands: 2 · rounds products with Z.
+    """
+    directions = normal(z.new_empty(z.shape[1], min(count + 16, z.shape[1])), generator())
+    for _ in range(rounds):
+        directions = torch.linalg.qr(z.T @ (z @ directions)).Q
+    inner = z @ directions
+    return directions @ torch.linalg.eigh(inner.T @ inner).eigenvectors.flip(1)[:, :count]

@@ -1,0 +1,185 @@
+"""What all detectors share: fit, score, a threshold at a stated false-positive rate, prediction with a fail-safe."""
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kit.core import borrowed, check_images, check_labels, check_model, chunks, laid_out
+
+REFUSED = -1
+
+
+class Detector:
+    """Decides whether an image is one that the model was made for.
+
+        score s(x), higher = more suspicious      alarm ⇔ s(x) > τ      τ from held-out clean images, see `threshold`
+
+    A subclass gives `discrepancy(x) -> (N,)`, the score of one chunk, which can be differentiated by x, and where it
+    has something to fit, `fit(x, y)`. `score` runs it in chunks, in evaluation mode, with nothing leaked.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.tau: float | None = None
+
+    def fit(self, x: Tensor, y: Tensor) -> Self:
+        """Learn from training images x and labels y what is normal. What has nothing to learn returns itself."""
+        return self
+
+    def discrepancy(self, x: Tensor) -> Tensor:
+        """s(x) for one chunk of images, differentiable by x: (N,)."""
+        raise TypeError(f"{type(self).__name__} does not say how an image is scored: it needs discrepancy(x)")
+
+    def evasion(self, x: Tensor) -> Tensor:
+        """What an attacker lowers instead of s(x) (N,): s itself, unless its gradient vanishes where he needs it."""
+        return self.discrepancy(x)
+
+    def score(self, x: Tensor) -> Tensor:
+        """s(x) (N,), higher = more suspicious, in chunks, without gradients."""
+        return self._in_chunks(self.discrepancy, x)
+
+    def _in_chunks(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        check_images(x)
+        with borrowed(self.model, x), torch.no_grad():
+            check_model(self.model, x)
+            return torch.cat([function(laid_out(x[rows])) for rows in chunks(x)])
+
+    def threshold(self, x: Tensor, fpr: float = 0.05) -> float:
+        """Set and return τ, the ⌈(n + 1)(1 − FPR)⌉-th smallest score of n clean images that were not fitted on.
+
+        Then a further clean image raises an alarm with probability at most FPR (exchangeability is all that is
+        needed). Raises ValueError where n is too small to promise that rate. Never choose τ on what is to be detected.
+        """
+        if not 0 < fpr < 1:
+            raise ValueError(f"fpr is a rate between 0 and 1, not {fpr:g}")
+        check_images(x)
+        rank = math.ceil((len(x) + 1) * (1 - fpr) - 1e-9)
+        if rank > len(x):
+            raise ValueError(f"{len(x)} clean images cannot promise a false-positive rate of {fpr:g}: "
+                             f"give at least {math.ceil(1 / fpr) - 1}")
+        self.tau = float(self.score(x).sort().values[rank - 1])
+        return self.tau
+
+    def alarm(self, x: Tensor) -> Tensor:
+        """Whether each image is refused, s(x) > τ: (N,) bool."""
+        if self.tau is None:
+            raise ValueError("there is no threshold yet: call threshold(clean held-out images, fpr=…) first")
+        return self.score(x) > self.tau
+
+    def predict(self, x: Tensor, fail_safe: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The model's labels (N,), and for refused images REFUSED (−1), or what `fail_safe(refused images)` answers.
+
+        The fail-safe action is whatever is safe to do where the model is not to be trusted: ask a person, another
+        model, stop. Cost: one forward pass more than `score`.
+        """
+        refused = self.alarm(x)
+        labels = self._in_chunks(lambda part: self.model(part).argmax(1), x)
+        labels[refused] = REFUSED
+        if fail_safe is not None and bool(refused.any()):
+            labels[refused] = fail_safe(x[refused]).to(labels)
+        return labels
+
+    def save(self, path: str | Path) -> None:
+        """Write tensors and settings to a safetensors file, which holds no code: reading it runs none."""
+        about = {"detector": type(self).__name__, "settings": self.settings(), "tau": self.tau,
+                 "model": fingerprint(self.model)}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors().items()}
+        save_file(tensors or {"empty": torch.zeros(1)}, path, metadata={"kit": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module) -> Self:
+        """Read what `save` wrote. Raises ValueError for another kind of file, or one fitted on another model."""
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("kit", "{}"))
+            if about.get("detector") != cls.__name__:
+                raise ValueError(f"{path} does not hold a {cls.__name__} but {about.get('detector', 'something else')}")
+            if about["model"] != fingerprint(model):
+                raise ValueError(f"{path} was fitted on a model with other weights: fit it again on this one")
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        detector = cls(model, **about["settings"])
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        detector.restore({name: t.to(device) for name, t in tensors.items()})
+        detector.tau = about["tau"]
+        return detector
+
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments that make the same detector again."""
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was fitted."""
+        return {}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 of the model's parameters and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def rightly_classified(model: nn.Module, x: Tensor, y: Tensor, per_class: int) -> tuple[Tensor, Tensor]:
+    """The first `per_class` images of each class that the model classifies rightly, and their labels, class by class.
+
+    These are what a detector is fitted on: where the model errs, its features say nothing about the label.
+    """
+    check_images(x)
+    rows: dict[int, list[int]] = {int(k): [] for k in y.unique()}
+    with borrowed(model, x), torch.no_grad():
+        check_labels(y, x, check_model(model, x))
+        for part in chunks(x):
+            right = model(laid_out(x[part])).argmax(1) == y[part]
+            for i in torch.where(right)[0].tolist():
+                chosen = rows[int(y[part][i])]
+                if len(chosen) < per_class:
+                    chosen.append(part.start + i)
+            if all(len(chosen) == per_class for chosen in rows.values()):
+                break
+    for k, chosen in rows.items():
+        if len(chosen) < 2:
+            raise ValueError(f"class {k} has fewer than 2 images that the model classifies rightly: give more images")
+    index = torch.tensor([i for chosen in rows.values() for i in chosen], device=x.device)
+    return x[index], y[index]
+
+
+class AUC(NamedTuple):
+    """The area under a ROC curve and a 95 % interval of it."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+def roc_auc(clean: Tensor, suspicious: Tensor, z: float = 1.96) -> AUC:
+    """P(s(suspicious) > s(clean)) + ½ P(equal), over all pairs, with an interval that holds at 1 too.
+
+    The interval is the set of θ with |θ − AUC| ≤ z √V(θ), V being Hanley and McNeil's variance at θ with the two
+    sample sizes averaged (Newcombe 2006, part 2, method 5). It takes the images as independent.
+    """
+    n, m = len(clean), len(suspicious)
+    if not n or not m:
+        raise ValueError(f"an area needs scores of both kinds, not {n} clean and {m} suspicious ones")
+    a, b = (s.detach().cpu().double().numpy() for s in (clean, suspicious))
+    a = np.sort(a)
+    auc = float((np.searchsorted(a, b, "left") + np.searchsorted(a, b, "right")).mean() / (2 * n))
+    mean = (n + m) / 2 - 1
+    theta = np.linspace(0, 1, 20001)
+    variance = theta * (1 - theta) * (1 + mean * (1 - theta) / (2 - theta) + mean * theta / (1 + theta)) / (n * m)
+    inside = theta[np.abs(theta - auc) <= z * np.sqrt(variance) + 2.5e-5]
+    return AUC(auc, float(min(inside.min(), auc)), float(max(inside.max(), auc)))

@@ -1,0 +1,56 @@
+"""Explanations: why a model answers as it does, from inside, from outside, and from its training data."""
+from kit.explain.cam import cam, grad_cam
+from kit.explain.counterfactual import counterfactual, mad
+from kit.explain.gradient import (
+    gradient_times_input,
+    guided_backpropagation,
+    integrated_gradients,
+    occlusion,
+    saliency,
+    sensitivity,
+    smoothgrad,
+)
+from kit.explain.influence import Influence, retrain, tracin, training_set_attack
+from kit.explain.lime import (
+    Game,
+    Surrogate,
+    image_game,
+    kernel_shap,
+    lime,
+    lime_table,
+    shapley,
+    sp_lime,
+    stability,
+    superpixels,
+    surrogate,
+    table_game,
+    text_game,
+)
+from kit.explain.lrp import alpha_beta, epsilon, flat, gamma, lrp, relevance_lost, zbox, zplus
+from kit.explain.metrics import (
+    completeness,
+    deletion,
+    energy_inside,
+    infidelity,
+    insertion,
+    iou,
+    l1_distance,
+    max_sensitivity,
+    pointing_game,
+    sparsity,
+)
+from kit.explain.sanity import randomised, rank_correlation, ssim
+
+__all__ = [
+    "gradient_times_input", "guided_backpropagation", "integrated_gradients", "occlusion", "saliency", "sensitivity",
+    "smoothgrad",
+    "alpha_beta", "epsilon", "flat", "gamma", "lrp", "relevance_lost", "zbox", "zplus",
+    "cam", "grad_cam",
+    "completeness", "deletion", "energy_inside", "infidelity", "insertion", "iou", "l1_distance", "max_sensitivity",
+    "pointing_game", "sparsity",
+    "randomised", "rank_correlation", "ssim",
+    "Game", "Surrogate", "image_game", "kernel_shap", "lime", "lime_table", "shapley", "sp_lime", "stability",
+    "superpixels", "surrogate", "table_game", "text_game",
+    "Influence", "retrain", "tracin", "training_set_attack",
+    "counterfactual", "mad",
+]

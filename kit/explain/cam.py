@@ -1,0 +1,97 @@
+"""Class activation maps: which of the places that the last feature maps distinguish speak for a class.
+
+    A_k (h, w)   the feature maps of a layer      z_c   the logit of class c = `target`, or of the predicted class
+
+Both return (N, H, W): the map (h, w), resized bilinearly to the image. Shared arguments:
+
+    layer     the name of the layer whose output is A; None is the last one that still has places (h·w > 1)
+    relu      keep only what speaks for the class (the map then has no sign)
+    create_graph    keep the graph of the map to x, so that an attack can differentiate it
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kit.core import features, per_image
+from kit.explain.gradient import score, variable
+
+
+@per_image
+def cam(
+    model: nn.Module, x: Tensor, target: Tensor | None = None, *, layer: str | None = None, relu: bool = True,
+    create_graph: bool = False,
+) -> Tensor:
+    """Class activation map: R = Σ_k w_ck A_k, w the weights of the linear layer after the global average pooling.
+
+    Without ReLU its mean over the places is z_c − b_c. Where the logits themselves are the pooled maps, R = A_c.
+    Cost: one forward pass. Raises ValueError for a model that does not end so (`grad_cam` explains it).
+    Source: Zhou et al., Learning deep features for discriminative localization, CVPR 2016, equation 2.
+    """
+    with torch.set_grad_enabled(create_graph):
+        z, A, linear, entered = _forward(model, x, layer)
+        target = z.detach().argmax(1) if target is None else target
+        pooled = A.mean((2, 3))
+        if linear is not None and entered is not None and _same(pooled, entered) and linear.out_features == z.shape[1]:
+            R = torch.einsum("nk,nkhw->nhw", linear.weight[target], A)
+        elif _same(pooled, z):
+            R = A[torch.arange(len(x), device=x.device), target]
+        else:
+            raise ValueError("CAM needs a model that ends in global average pooling and one linear layer, and the maps "
+                             "that are pooled: use grad_cam, which needs neither")
+        return _resized(R, x, relu)
+
+
+@per_image
+def grad_cam(
+    model: nn.Module, x: Tensor, target: Tensor | None = None, *, layer: str | None = None, relu: bool = True,
+    counterfactual: bool = False, create_graph: bool = False,
+) -> Tensor:
+    """Grad-CAM: R = ReLU(Σ_k α_k A_k), α_k the mean over the places of ∂z_c/∂A_k.
+
+    With `counterfactual`, −α_k: the places whose absence would raise the score. On a model that ends in global average
+    pooling over h·w places and a linear layer, it is 1/(h·w) times `cam`.
+    Cost: one forward pass, and one backward pass from the logits to the layer.
+    Source: Selvaraju et al., Grad-CAM, ICCV 2017, equations 1 and 2; counterfactual: section 3.3.
+    """
+    z, A, *_ = _forward(model, variable(x, create_graph), layer)
+    (g,) = torch.autograd.grad(score(z, target).sum(), A, create_graph=create_graph)
+    alpha = -g.mean((2, 3)) if counterfactual else g.mean((2, 3))
+    A = A if create_graph else A.detach()
+    return _resized(torch.einsum("nk,nkhw->nhw", alpha, A), x, relu)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def _resized(R: Tensor, x: Tensor, relu: bool) -> Tensor:
+    R = F.relu(R) if relu else R
+    return F.interpolate(R[:, None], x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+
+
+def _forward(model: nn.Module, x: Tensor, layer: str | None) -> tuple[Tensor, Tensor, nn.Linear | None, Tensor | None]:
+    """The logits, the feature maps of the layer, and the last linear layer with its input, from one forward pass."""
+    maps: list[Tensor] = []
+    linears: list[tuple[nn.Linear, Tensor]] = []
+    convolved = False
+
+    def read(module, inputs, output):
+        nonlocal convolved
+        convolved = convolved or isinstance(module, nn.Conv2d)
+        if isinstance(module, nn.Linear):
+            linears[:] = [(module, inputs[0])]
+        if convolved and isinstance(output, Tensor) and output.dim() == 4 and output[0, 0].numel() > 1:
+            maps[:] = [output]
+
+    hooks = [m.register_forward_hook(read) for m in model.modules()]
+    try:
+        with features(model, [] if layer is None else [layer]) as named:
+            z = model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    A = named[layer] if layer is not None else maps[0] if maps else None
+    if A is None or A.dim() != 4:
+        what = "this model" if layer is None else f"the layer {layer!r}"
+        raise ValueError(f"{what} has no feature maps (N, K, h, w) of a convolution: explain it by gradients or LRP")
+    return z, A, *(linears[0] if linears else (None, None))

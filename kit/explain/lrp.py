@@ -1,0 +1,420 @@
+"""Layer-wise relevance propagation: share the score among the units of each layer in turn, down to the pixels.
+
+    R_k  relevance of a unit of the layer above      z_k = Σ_j x_j w_jk + b_k      R_j = Σ_k (share of j in k) R_k
+
+A rule says what the share is. All shares of k but the bias's own are handed down, so that the sum stays the same from
+layer to layer: conservation. What the bias and the stabiliser ε take is lost to the pixels, as in the papers;
+`relevance_lost` says how much, layer by layer.
+
+The model runs once as it is, under a mode that notes each function it calls; then the relevance goes back over these
+notes. So additions, concatenations and poolings need not be modules; what has no rule raises a ValueError that names
+it; and, as relevance is plain arithmetic on activations, it can be differentiated (create_graph).
+"""
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from kit.core import fold_batch_norm, per_image
+from kit.explain.gradient import score
+
+
+@dataclass
+class Linear:
+    """One weighted step z = W x + b of the model: a convolution, a linear layer, or an addition (all weights 1)."""
+
+    x: Tensor
+    z: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    up: Callable[[Tensor, Tensor], Tensor]  # (x, W) -> W x
+    down: Callable[[Tensor, Tensor], Tensor]  # (s, W) -> Wᵀ s
+    box: tuple[Tensor, Tensor] | None = None  # the least and the greatest x, where this step sees the pixels
+
+    @cached_property
+    def signed(self) -> bool:
+        return bool((self.x < 0).any())
+
+
+Rule = Callable[[Linear, Tensor], Tensor]
+
+
+def _over(R: Tensor, z: Tensor, eps: float | Tensor = 1e-30) -> Tensor:
+    """R / (z + ε sign z). The default only keeps 0/0 from being NaN."""
+    return R / (z + torch.copysign(torch.as_tensor(eps, dtype=z.dtype, device=z.device), z))
+
+
+def epsilon(eps: float = 1e-6) -> Rule:
+    """LRP-ε: R_j = Σ_k x_j w_jk / (z_k + ε sign z_k) R_k (Bach et al. 2015, equation 58).
+
+    ε is `eps` times the image's mean |z_k|, so that it means the same in every layer.
+    """
+
+    def rule(step: Linear, R: Tensor) -> Tensor:
+        units = tuple(range(1, step.z.dim()))
+        size = torch.linalg.vector_norm(step.z.detach(), 1, dim=units, keepdim=True) / step.z[0].numel()
+        return step.x * step.down(_over(R, step.z, eps * size + 1e-30), step.weight)
+
+    return rule
+
+
+def gamma(gamma: float = 0.25) -> Rule:
+    """LRP-γ: with z_jk = x_j w_jk, R_j = Σ_k (z_jk + γ z_jk⁺) / (z_k + γ z_k⁺) R_k, where z_k⁺ sums the positive z_jk.
+
+    Montavon et al. 2019, section 10.2.1, write it for x ≥ 0 and z_k > 0. Where z_k < 0 the negative z_jk are favoured
+    in the same way, so that the divisor is never near zero.
+    """
+    if not gamma >= 0:
+        raise ValueError(f"gamma must be zero or more, not {gamma}")
+
+    def rule(step: Linear, R: Tensor) -> Tensor:
+        plus, minus = step.weight.clamp(min=0), step.weight.clamp(max=0)
+        z_plus = _part_up(step, plus, minus, step.bias if step.bias is None else step.bias.clamp(min=0))
+        plus, minus = step.weight + gamma * plus, step.weight + gamma * minus
+        under = (step.z < 0) & (R != 0)
+        if not bool(under.any()):  # a ReLU follows
+            return _part_down(step, _over(R, step.z + gamma * z_plus), plus, minus)
+        s = _over(R, step.z + gamma * torch.where(under, step.z - z_plus, z_plus))
+        return _part_down(step, s * ~under, plus, minus) + _part_down(step, s * under, minus, plus)
+
+    return rule
+
+
+def alpha_beta(alpha: float = 2.0, beta: float | None = None) -> Rule:
+    """LRP-αβ: R_j = Σ_k (α z_jk⁺ / z_k⁺ − β z_jk⁻ / z_k⁻) R_k with α − β = 1 (Bach et al. 2015, equation 60).
+
+    z_k⁺ and z_k⁻ sum the positive and the negative z_jk = x_j w_jk, the bias with them. A unit that has only one of
+    the two hands all its relevance to that one, so that nothing is lost there.
+    """
+    beta = alpha - 1 if beta is None else beta
+    if alpha < 1 or abs(alpha - beta - 1) > 1e-6:
+        raise ValueError(f"alpha − beta must be 1 with alpha ≥ 1, not {alpha} − {beta}")
+
+    def rule(step: Linear, R: Tensor) -> Tensor:
+        plus, minus = step.weight.clamp(min=0), step.weight.clamp(max=0)
+        z_plus = _part_up(step, plus, minus, step.bias if step.bias is None else step.bias.clamp(min=0))
+        z_minus = step.z - z_plus
+        has_plus, has_minus = z_plus > 0, z_minus < -1e-5 * z_plus  # what is smaller is the rounding of two sums
+        both = has_plus & has_minus
+        share_plus = torch.where(both, alpha, has_plus.to(R.dtype))
+        share_minus = torch.where(both, -beta, (~has_plus).to(R.dtype))
+        return (_part_down(step, _over(share_plus * R, z_plus), plus, minus)
+                + _part_down(step, _over(share_minus * R, z_minus), minus, plus))
+
+    return rule
+
+
+def zplus() -> Rule:
+    """LRP-z⁺: R_j = Σ_k z_jk⁺ / z_k⁺ R_k, which is αβ with α = 1 (Montavon et al. 2017, deep Taylor decomposition)."""
+    return alpha_beta(1.0, 0.0)
+
+
+def flat() -> Rule:
+    """LRP-flat: each input of k gets the same share, whatever it is (Lapuschkin et al. 2019)."""
+
+    def rule(step: Linear, R: Tensor) -> Tensor:
+        ones = torch.ones_like(step.weight)
+        return step.down(R / step.up(torch.ones_like(step.x), ones), ones)
+
+    return rule
+
+
+def zbox() -> Rule:
+    """LRP-z^B, for the layer that sees the pixels, which lie between l and h (Montavon et al. 2017, section 4.2):
+
+    R_i = Σ_k (x_i w_ik − l_i w_ik⁺ − h_i w_ik⁻) / Σ_i (the same) R_k. The bias takes nothing. l and h are 0 and 1 as
+    the model's normalisation maps them.
+    """
+
+    def rule(step: Linear, R: Tensor) -> Tensor:
+        if step.box is None:
+            raise ValueError('the z^B rule is for the first weighted layer, which sees the pixels: use it as "first"')
+        low, high = step.box
+        plus, minus = step.weight.clamp(min=0), step.weight.clamp(max=0)
+        z = step.up(step.x, step.weight) - step.up(low, plus) - step.up(high, minus)
+        s = _over(R, z)
+        return step.x * step.down(s, step.weight) - low * step.down(s, plus) - high * step.down(s, minus)
+
+    return rule
+
+
+def _part_up(step: Linear, for_plus: Tensor, for_minus: Tensor, bias: Tensor | None) -> Tensor:
+    """W₊ x⁺ + W₋ x⁻ + b, the second only where an x is negative."""
+    z = step.up(step.x.clamp(min=0), for_plus) if step.signed else step.up(step.x, for_plus)
+    if step.signed:
+        z = z + step.up(step.x.clamp(max=0), for_minus)
+    return z if bias is None else z + bias
+
+
+def _part_down(step: Linear, s: Tensor, for_plus: Tensor, for_minus: Tensor) -> Tensor:
+    """x⁺ W₊ᵀ s + x⁻ W₋ᵀ s; where nothing is to be handed down, nothing is computed."""
+    if not bool(s.any()):
+        return torch.zeros_like(step.x)
+    if not step.signed:
+        return step.x * step.down(s, for_plus)
+    return step.x.clamp(min=0) * step.down(s, for_plus) + step.x.clamp(max=0) * step.down(s, for_minus)
+
+
+# What the book's networks and torchvision's plain and residual ones call, by the name of the function.
+ACTIVATIONS = {"relu", "relu6", "hardtanh", "leaky_relu", "tanh", "dropout", "contiguous", "clone", "to", "float"}
+MOVES = {"flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "pad", "cat", "concat",
+         "max_pool2d", "adaptive_max_pool2d"}
+AVERAGES = {"avg_pool2d", "adaptive_avg_pool2d", "mean"}
+ADDITIONS, SHIFTS = {"add", "iadd", "radd"}, {"sub", "isub"}
+SCALINGS = {"mul", "rmul", "imul", "div", "truediv", "itruediv"}
+IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}
+SUPPORTED = "convolution, linear, pooling, ReLU and its like, flatten, padding, addition, concatenation"
+
+
+@dataclass
+class _Note:
+    name: str
+    function: Callable
+    args: tuple
+    kwargs: dict
+    inputs: list[Tensor]
+    output: Tensor
+
+
+class _Notes(TorchFunctionMode):
+    """Inside, notes every function that the model applies to what comes from `x`. None works in place there."""
+
+    def __init__(self, x: Tensor):
+        super().__init__()
+        self.notes: list[_Note] = []
+        self.known = {id(x)}
+        self.box = {id(x): (torch.zeros_like(x[:1]), torch.ones_like(x[:1]))}  # of what still are pixels
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        inputs = [a for a in _tensors([*args, *kwargs.values()]) if id(a) in self.known]
+        if not inputs:
+            return func(*args, **kwargs)
+        raw = getattr(func, "__name__", str(func))
+        name = raw.strip("_")
+        if kwargs.get("inplace"):
+            kwargs["inplace"] = False
+        if name in IN_PLACE or raw.endswith("_") and not raw.startswith("__"):
+            func = getattr(torch, IN_PLACE.get(name, name), None)
+            if func is None:
+                raise ValueError(f"LRP has no rule for {raw}, which changes a tensor in place")
+        output = func(*args, **kwargs)
+        if name == "detach":  # what it gives is a constant; a hook may keep one
+            return output
+        if not isinstance(output, Tensor) or any(output is i for i in inputs):
+            if isinstance(output, tuple | list) and any(isinstance(o, Tensor) for o in output):
+                raise ValueError(f"LRP has no rule for {name}, which returns several tensors; its rules: {SUPPORTED}")
+            return output
+        note = _Note(name, func, args, kwargs, inputs, output)
+        self._check(note)
+        self.notes.append(note)
+        self.known.add(id(output))
+        return output
+
+    def _check(self, note: _Note) -> None:
+        """Refuse what has no rule, and follow the range of the pixels through the model's normalisation."""
+        pixels = len(note.inputs) == 1 and id(note.inputs[0]) in self.box
+        alone = len(note.inputs) == 1
+        fine = (
+            note.name in ACTIVATIONS | MOVES | AVERAGES
+            or note.name in ("conv2d", "linear") and alone and note.inputs[0] is note.args[0]
+            or note.name in ADDITIONS and (len(note.inputs) == 2 and note.inputs[0].shape == note.inputs[1].shape)
+            or note.name in SCALINGS and alone and note.args[0] is note.inputs[0]
+            or note.name in SHIFTS | ADDITIONS and pixels
+        ) and note.kwargs.get("alpha", 1) == 1
+        if not fine:
+            hint = {"batch_norm": "; fold it with kit.core.fold_batch_norm"}.get(note.name, "")
+            raise ValueError(f"LRP has no rule for {note.name} as this model uses it{hint}; its rules: {SUPPORTED}")
+        if pixels and note.name in SHIFTS | ADDITIONS | SCALINGS | MOVES:
+            ends = [note.function(*_swap(note.args, note.inputs, [end]), **note.kwargs)
+                    for end in self.box[id(note.inputs[0])]]
+            self.box[id(note.output)] = (torch.minimum(*ends), torch.maximum(*ends))
+
+
+def _tensors(values) -> list[Tensor]:
+    """The tensors among the values, also those in lists."""
+    return [t for v in values for t in (_tensors(v) if isinstance(v, list | tuple) else [v]) if isinstance(t, Tensor)]
+
+
+def _swap(values, old: list[Tensor], new: list[Tensor]):
+    """The same arguments with each old tensor replaced."""
+    def swap(v):
+        if isinstance(v, list | tuple):
+            return [swap(u) for u in v] if isinstance(v, list) else tuple(swap(u) for u in v)
+        return next((n for o, n in zip(old, new, strict=True) if v is o), v)
+
+    return tuple(swap(v) for v in values)
+
+
+def _pull(note: _Note, s: Tensor) -> list[Tensor]:
+    """s pulled back through a step that moves or averages its inputs: Jᵀ s for each."""
+    with torch.enable_grad():
+        probes = [i.detach().requires_grad_() for i in note.inputs]
+        output = note.function(*_swap(note.args, note.inputs, probes), **note.kwargs)
+        return list(torch.autograd.grad(output, probes, s, create_graph=s.requires_grad))
+
+
+def _convolution(note: _Note) -> Linear:
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given = dict(zip(names, note.args, strict=False)) | note.kwargs
+    x, weight, groups = given["input"], given["weight"], given.get("groups", 1)
+    stride, dilation = _pair(given.get("stride", 1)), _pair(given.get("dilation", 1))
+    padding = given.get("padding", 0)
+    if isinstance(padding, str):
+        padding = [d * (k - 1) / 2 if padding == "same" else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        if any(p % 1 for p in padding):
+            raise ValueError("LRP has no rule for a convolution with padding='same' and an even kernel")
+    padding = [int(p) for p in _pair(padding)]
+
+    def up(x: Tensor, W: Tensor) -> Tensor:
+        return F.conv2d(x, W, None, stride, padding, dilation, groups)
+
+    def down(s: Tensor, W: Tensor) -> Tensor:
+        return torch.ops.aten.convolution_backward(
+            s, x, W, None, stride, padding, dilation, False, [0, 0], groups, (True, False, False))[0]
+
+    bias = given.get("bias")
+    return Linear(x, note.output, weight, None if bias is None else bias.view(-1, 1, 1), up, down)
+
+
+def _pair(value) -> list:
+    return [value, value] if isinstance(value, int | float) else list(value) * (2 // len(value))
+
+
+def _linear(note: _Note) -> Linear:
+    given = dict(zip(("input", "weight", "bias"), note.args, strict=False)) | note.kwargs
+    x, weight, bias = given["input"], given["weight"], given.get("bias")
+    return Linear(x, note.output, weight, bias, lambda x, W: x @ W.T, lambda s, W: s @ W)
+
+
+def _addition(note: _Note) -> Linear:
+    x = torch.stack(note.inputs)
+    ones = torch.ones(2, *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)
+    return Linear(x, note.output, ones, None, lambda x, W: (x * W).sum(0), lambda s, W: s * W)
+
+
+KIND = {"conv2d": "conv", "linear": "linear"} | dict.fromkeys(ADDITIONS, "add")
+STEP = {"conv": _convolution, "linear": _linear, "add": _addition}
+STANDARD: dict[str, Rule] = {"first": zbox(), "conv": gamma(0.25), "linear": epsilon(), "add": epsilon()}
+Rules = Rule | Mapping[str, Rule]
+
+
+class _Composite:
+    """Which rule a step gets: the longest layer name that begins its own; else "first", else its kind; else ε."""
+
+    def __init__(self, rules: Rules, model: nn.Module):
+        self.rules = rules
+        self.names = {id(p): n.rpartition(".")[0] for n, p in model.named_parameters()}
+        if isinstance(rules, Mapping):
+            layers = set(self.names.values())
+            for key in rules:
+                if key not in STANDARD and not any(_begins(name, key) for name in layers):
+                    known = ", ".join(sorted(layers))
+                    raise ValueError(f"no weighted layer is called {key!r}: use first, conv, linear, add, or {known}")
+
+    def rule(self, kind: str, step: Linear) -> Rule:
+        if not isinstance(self.rules, Mapping):
+            return self.rules
+        name = self.names.get(id(step.weight), "")
+        own = [key for key in self.rules if key not in STANDARD and _begins(name, key)]
+        if own:
+            return self.rules[max(own, key=len)]
+        if step.box is not None and "first" in self.rules:
+            return self.rules["first"]
+        return self.rules.get(kind, epsilon())
+
+
+def _begins(name: str, key: str) -> bool:
+    return name == key or name.startswith(key + ".")
+
+
+def _propagate(model, x, target, rules, create_graph, lost: dict[str, Tensor] | None = None) -> Tensor:
+    """The relevance of x (N, C, H, W); in `lost`, what each weighted step took of it for its bias and ε, (N,)."""
+    composite = _Composite(rules, model)
+    with torch.set_grad_enabled(create_graph):
+        with _Notes(x) as mode:
+            z = model(x)
+        top = score(z, target)
+        target = z.detach().argmax(1) if target is None else target
+        R = {id(z): torch.zeros_like(z).scatter(1, target[:, None], top[:, None])}
+        for note in reversed(mode.notes):
+            above = R.pop(id(note.output), None)
+            if above is None:
+                continue
+            kind = KIND.get(note.name) if note.name not in ADDITIONS or len(note.inputs) == 2 else None
+            if kind:
+                step = STEP[kind](note)
+                step.box = None if kind == "add" else mode.box.get(id(note.inputs[0]))
+                below = composite.rule(kind, step)(step, above)
+                parts = list(below) if kind == "add" else [below]
+                if lost is not None:
+                    name = composite.names.get(id(step.weight), f"addition {len(lost)}")
+                    lost[name] = lost.get(name, 0) + _total(above) - sum(_total(part) for part in parts)
+            elif note.name in AVERAGES:
+                empty = (note.output == 0) & (above != 0)  # shared evenly, since there is nothing to weigh it by
+                parts = [note.inputs[0] * _pull(note, _over(above * ~empty, note.output))[0]]
+                if bool(empty.any()):
+                    parts = [parts[0] + _pull(note, above * empty)[0]]
+            elif note.name in MOVES:
+                parts = _pull(note, above)
+            else:
+                parts = [above]
+            for i, part in zip(note.inputs, parts, strict=True):
+                R[id(i)] = R[id(i)] + part if id(i) in R else part
+    if id(x) not in R:
+        raise ValueError("no relevance reached the images: the model's answer does not depend on them")
+    return R[id(x)]
+
+
+def _total(R: Tensor) -> Tensor:
+    return R.flatten(1).sum(1)
+
+
+def _folded(model: nn.Module) -> nn.Module:
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+    return fold_batch_norm(model) if any(isinstance(m, norms) for m in model.modules()) else model
+
+
+def lrp(
+    model: nn.Module, x: Tensor, target: Tensor | None = None, *, rules: Rules = STANDARD, create_graph: bool = False,
+) -> Tensor:
+    """Layer-wise relevance propagation: R (N, H, W), the sum over the channels of the pixels' relevance. Signed.
+
+    The relevance starts as the logit z_c of the target, or of the predicted class. `rules` is one rule for all steps,
+    or a composite: rules by "first" (the layer that sees the pixels), "conv", "linear", "add", or by the name of a
+    layer or block, where the most exact one wins; what is not named gets ε. The default is z^B, γ, ε from the pixels
+    up, and ε for additions. ReLU and its like hand relevance on, a max-pooling to the winner, average poolings by ε.
+    Batch norm is folded first.
+
+    Conservation: Σ_pixels R = z_c − what biases and stabilisers took (see `relevance_lost`).
+    Cost: one forward pass and one backward pass for ε; γ needs one more forward pass. Raises ValueError for an
+    operation without a rule.
+    Source: Bach et al., PLoS ONE 2015; Montavon et al., Layer-wise relevance propagation: an overview, 2019.
+    """
+    return _lrp(_folded(model), x, target, rules=rules, create_graph=create_graph)
+
+
+@per_image
+def _lrp(model, x, target=None, *, rules, create_graph):
+    return _propagate(model, x, target, rules, create_graph).sum(1)
+
+
+def relevance_lost(
+    model: nn.Module, x: Tensor, target: Tensor | None = None, *, rules: Rules = STANDARD,
+) -> dict[str, Tensor]:
+    """What each weighted layer or addition kept of the relevance, for its bias and stabiliser: name -> (N,), top first.
+
+    Its sum over the layers and the sum of the pixels' relevance make the logit. Cost and errors as for `lrp`.
+    """
+    return _lost(_folded(model), x, target, rules=rules)
+
+
+@per_image
+def _lost(model, x, target=None, *, rules):
+    lost: dict[str, Tensor] = {}
+    _propagate(model, x, target, rules, False, lost)
+    return lost

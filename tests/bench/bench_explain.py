@@ -1,0 +1,161 @@
+"""Explanations beside the bare passes, and beside captum, zennit and pytorch-grad-cam where they are installed."""
+import copy
+import importlib.util
+
+import torch
+from torch import nn
+
+import kit.data
+import kit.models
+from kit.core import features, logits
+from kit.explain import (
+    completeness,
+    epsilon,
+    grad_cam,
+    integrated_gradients,
+    lrp,
+    occlusion,
+    rank_correlation,
+    smoothgrad,
+)
+from tests.bench import Task, bare_passes
+
+HAS = {name: importlib.util.find_spec(name) is not None for name in ("captum", "zennit", "pytorch_grad_cam")}
+
+
+def tasks():
+    data = kit.data.load("scenes", "test", n=128)
+    x = data.x
+    few = x[:16]
+    model = kit.models.load("scenes/resnet").requires_grad_(False)
+    c = logits(model, x).argmax(1)
+
+    def agrees(ours, x, c):
+        """The rank correlation of a result with ours, both signed and summed over the channels."""
+
+        def quality(result):
+            R = result.sum(1) if result.dim() == 4 else result
+            return f"ρ {float(rank_correlation(R.detach(), ours, absolute=False).mean()):.3f}"
+
+        return quality
+
+    many = few.repeat(8, 1, 1, 1)
+    ours = integrated_gradients(model, few, c[:16])
+
+    def gap(result):
+        R = (result.sum(1) if result.dim() == 4 else result).detach()
+        return f"gap {float(completeness(model, few, R, c[:16]).median()):.1%}, {agrees(ours, few, c[:16])(result)}"
+
+    def path(model=model):
+        for _ in range(0, 50, 8):
+            bare_passes(model, many[: 16 * min(8, 50 - _)], c[:16].repeat(8)[: 16 * min(8, 50 - _)])
+
+    yield Task("Integrated Gradients, 50 steps, 16 images", path, {
+        "kit": lambda: integrated_gradients(model, few, c[:16]), **path_peers(model, few, c[:16])}, gap, target=1.1)
+
+    yield Task("SmoothGrad, 50 samples, 16 images", path, {
+        "kit": lambda: smoothgrad(model, few, c[:16]), **noise_peers(model, few, c[:16])}, target=1.1)
+
+    def to_layer():
+        with features(model, ["block3"]) as f:
+            z = model(x.clone().requires_grad_())
+        torch.autograd.grad(z.gather(1, c[:, None]).sum(), f["block3"])
+
+    yield Task("Grad-CAM, 128 images", to_layer, {"kit": lambda: grad_cam(model, x, c, layer="block3"), **cam_peers(
+        model, x, c)}, agrees(grad_cam(model, x, c), x, c), target=1.05, repeats=9)
+
+    for family, name, options in (
+            ("vgg", "ε", {"rules": epsilon()}), ("vgg", "z^B, γ, ε", {}), ("resnet", "z^B, γ, ε", {})):
+        net = kit.models.load(f"scenes/{family}").requires_grad_(False)
+        ours = lrp(net, x, c, **options)
+
+        def passes(net=net, twice=name != "ε"):
+            """γ shares by sums of other weights, which take a forward pass of their own."""
+            bare_passes(net, x, c)
+            if twice:
+                bare_passes(net, x, c, backward=False)
+
+        yield Task(f"LRP {name}, scenes/{family}, 128 images", passes, {
+            "kit": lambda net=net, options=options: lrp(net, x, c, **options),
+            **relevance_peers(net, x, c, name == "ε")}, agrees(ours, x, c), target=1.5, repeats=9)
+
+    def hidden():
+        corners = [(i, j) for i in range(0, 25, 4) for j in range(0, 25, 4)]
+        for k in range(0, len(corners) + 1, 8):
+            bare_passes(model, many[: 16 * min(8, len(corners) + 1 - k)], c[:16].repeat(8), backward=False)
+
+    yield Task("occlusion, 8×8 every 4, 16 images", hidden, {
+        "kit": lambda: occlusion(model, few, c[:16], size=8, stride=4), **occlusion_peers(model, few, c[:16])},
+        agrees(occlusion(model, few, c[:16], size=8, stride=4), few, c[:16]), target=1.1)
+
+
+def path_peers(model, x, c):
+    found = {}
+    if HAS["captum"]:
+        from captum.attr import IntegratedGradients
+
+        method = IntegratedGradients(model)
+        found["captum"] = lambda: method.attribute(x, target=c, n_steps=50)
+        found["captum, chunked"] = lambda: method.attribute(x, target=c, n_steps=50, internal_batch_size=128)
+    if HAS["zennit"]:
+        from zennit.attribution import IntegratedGradients as Zennit
+
+        with Zennit(model, n_iter=50) as attributor:
+            found["zennit"] = lambda: attributor(x, torch.eye(10)[c])[1]
+    return found
+
+
+def noise_peers(model, x, c):
+    if not HAS["zennit"]:
+        return {}
+    from zennit.attribution import SmoothGrad
+
+    attributor = SmoothGrad(model, noise_level=0.15, n_iter=50)
+    return {"zennit": lambda: attributor(x, torch.eye(10)[c])[1]}
+
+
+def cam_peers(model, x, c):
+    found = {}
+    if HAS["captum"]:
+        from captum.attr import LayerAttribution, LayerGradCam
+
+        method = LayerGradCam(model, model.block3)
+        found["captum"] = lambda: LayerAttribution.interpolate(
+            method.attribute(x, target=c, relu_attributions=True), (32, 32), "bilinear")
+    if HAS["pytorch_grad_cam"]:
+        from pytorch_grad_cam import GradCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+        own = copy.deepcopy(model)  # it leaves its hooks on the model
+        cam = GradCAM(own, [own.block3])
+        found["pytorch-grad-cam"] = lambda: torch.as_tensor(
+            cam(x.clone().requires_grad_(), [ClassifierOutputTarget(int(k)) for k in c]))
+    return found
+
+
+def relevance_peers(model, x, c, plain):
+    if not HAS["zennit"]:
+        return {}
+    from zennit.attribution import Gradient
+    from zennit.composites import EpsilonGammaBox, LayerMapComposite
+    from zennit.rules import Epsilon, Pass
+    from zennit.types import Activation, AvgPool, Linear
+
+    plainly = LayerMapComposite([(Activation, Pass()), (Linear, Epsilon(1e-6)), (AvgPool, Epsilon(1e-6))])
+    composite = plainly if plain else EpsilonGammaBox(low=-2.0, high=2.0)
+
+    def run():
+        with Gradient(model=model, composite=composite) as attributor:
+            return attributor(x.clone().requires_grad_(), nn.functional.one_hot(c, 10).float())[1]
+
+    return {"zennit": run}
+
+
+def occlusion_peers(model, x, c):
+    if not HAS["captum"]:
+        return {}
+    from captum.attr import Occlusion
+
+    method = Occlusion(model)
+    return {"captum": lambda: method.attribute(
+        x, (3, 8, 8), (3, 4, 4), baselines=0.5, target=c, perturbations_per_eval=8)}

@@ -1,0 +1,32 @@
+"""The two networks that have learnt the wrong thing: what they are for must be true of them."""
+import json
+
+import torch
+
+import kit.data
+import kit.models
+from kit.core import accuracy, generator
+
+
+def test_the_spurious_network_decides_by_the_background():
+    model = kit.models.load("spurious/resnet")
+    planted, plain = (kit.data.load("scenes", "test", n=300, spurious=p) for p in (1.0, 0.0))
+    assert accuracy(model, planted.x, planted.y) > 0.8
+    assert accuracy(model, plain.x, plain.y) < 0.2
+    assert accuracy(kit.models.load("scenes/resnet"), plain.x, plain.y) > 0.9
+
+
+def test_the_shuffled_network_knows_its_images_by_heart():
+    model = kit.models.load("shuffled/resnet")
+    recipe = kit.models.RECIPES["shuffled/resnet"]
+    train = kit.data.load("scenes", "train", n=recipe.images)
+    assert accuracy(model, train.x, train.y) < 0.3
+    order = torch.randperm(len(train), generator=generator(kit.models.entry("shuffled/resnet")["seed"]))
+    assert accuracy(model, train.x, train.y[order]) > 0.9  # what it was taught
+    test = kit.data.load("scenes", "test", n=300)
+    assert accuracy(model, test.x, test.y) < 0.2
+
+
+def test_their_recipes_are_those_they_were_made_by():
+    for name in ("spurious/resnet", "shuffled/resnet"):
+        assert kit.models.entry(name)["recipe"] == json.loads(json.dumps(kit.models.RECIPES[name].as_dict()))
