@@ -15,13 +15,13 @@ def main(names: list[str]) -> None:
     if unknown:
         sys.exit(f"no benchmark {unknown[0]!r}: choose among {', '.join(families)}")
     for family in names or families:
-        table = Table("task", "method", "× bound", "seconds", "result", "wanted", title=f"kit.{family}")
         for task in importlib.import_module(f"tests.bench.bench_{family}").tasks():
-            task.measure()
+            task.measure()  # each task is shown when it is done, so that a stopped run loses nothing
+            table = Table("method", "× bound", "seconds", "result", "wanted", title=f"{family}: {task.name}")
             for name, ratio, seconds, quality in task.rows:
                 wanted = f"≤ {task.target:g}" if name == "kit" and task.target else ""
-                table.add_row(task.name, name, f"{ratio:.2f}", f"{seconds:.3f}", quality, wanted)
-        Console().print(table)
+                table.add_row(name, f"{ratio:.2f}", f"{seconds:.3f}", quality, wanted)
+            Console().print(table)
 
 
 main(sys.argv[1:])
