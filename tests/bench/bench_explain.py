@@ -69,13 +69,7 @@ def tasks():
         net = kit.models.load(f"scenes/{family}").requires_grad_(False)
         ours = lrp(net, x, c, **options)
 
-        def passes(net=net, twice=name != "ε"):
-            """γ shares by sums of other weights, which take a forward pass of their own."""
-            bare_passes(net, x, c)
-            if twice:
-                bare_passes(net, x, c, backward=False)
-
-        yield Task(f"LRP {name}, scenes/{family}, 128 images", passes, {
+        yield Task(f"LRP {name}, scenes/{family}, 128 images", lambda net=net: bare_passes(net, x, c), {
             "kit": lambda net=net, options=options: lrp(net, x, c, **options),
             **relevance_peers(net, x, c, name == "ε")}, agrees(ours, x, c), target=1.5, repeats=9)
 
