@@ -58,7 +58,7 @@ class Recipe:
 
 GREY = {"channels": 1, "size": 28, "mean": (0.5,), "std": (0.5,)}
 COLOUR = {"channels": 3, "size": 32, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-CIFAR: dict[str, Any] = {"epochs": 40, "batch": 128, "shift": 4, "flip": True}
+CIFAR: dict[str, Any] = {"epochs": 10, "batch": 128, "shift": 2, "flip": True}
 
 RECIPES: dict[str, Recipe] = {
     "digits/cnn7": Recipe("digits", "cnn7", GREY, epochs=40, shift=1),
@@ -70,12 +70,12 @@ RECIPES: dict[str, Recipe] = {
     "scenes/mobilenet": Recipe("scenes", "mobilenet", COLOUR, images=2400, epochs=12, shift=1, flip=True),
     "mnist/cnn7": Recipe("mnist", "cnn7", GREY, epochs=4, batch=128, shift=1),
     "svhn/cnn7": Recipe("svhn", "cnn7", COLOUR | {"width": 20}, epochs=15, batch=128, shift=2),
-    "cifar10/vgg": Recipe("cifar10", "vgg", COLOUR | {"width": 64}, **CIFAR),
-    # small and short enough for two CPU cores; the others want a GPU. The shipped weights saw CIFAR-10 from JPEG.
-    "cifar10/resnet": Recipe("cifar10", "resnet", COLOUR | {"width": 20}, epochs=10, batch=128, shift=2, flip=True),
-    "cifar10/densenet": Recipe("cifar10", "densenet", COLOUR | {"width": 32}, **CIFAR),
-    "cifar10/inception": Recipe("cifar10", "inception", COLOUR | {"width": 48}, **CIFAR),
-    "cifar10/mobilenet": Recipe("cifar10", "mobilenet", COLOUR | {"width": 48}, **CIFAR),
+    # small and short enough for two CPU cores; the shipped weights saw CIFAR-10 from JPEG
+    "cifar10/vgg": Recipe("cifar10", "vgg", COLOUR | {"width": 20}, **CIFAR),
+    "cifar10/resnet": Recipe("cifar10", "resnet", COLOUR | {"width": 20}, **CIFAR),
+    "cifar10/densenet": Recipe("cifar10", "densenet", COLOUR | {"width": 16}, **CIFAR | {"epochs": 15}),
+    "cifar10/inception": Recipe("cifar10", "inception", COLOUR | {"width": 24}, **CIFAR),
+    "cifar10/mobilenet": Recipe("cifar10", "mobilenet", COLOUR | {"width": 16}, **CIFAR),
 }
 
 
