@@ -25,6 +25,7 @@ class DeepValidation(Detector):
 
     layers       names of the hidden layers to validate
     grid         a feature map is averaged to at most grid × grid places a channel (None keeps all places)
+    spread       adds each channel's standard deviation over the places of the whole map
     components   then reduced to at most so many principal components (None: no reduction)
     nu           the share of training images that may fall outside (and the least share of support vectors)
     gamma        γ in units of 1/(dimensions × variance) of the class's features: 1 is what scikit-learn calls "scale"
@@ -39,7 +40,7 @@ class DeepValidation(Detector):
     def __init__(
         self, model: nn.Module, layers: Sequence[str], *, grid: int | None = 2, components: int | None = 64,
         nu: float = 0.1, gamma: float = 1.0, standardise: Sequence[str] = ("features", "layers"),
-        per_class: int = 500,
+        per_class: int = 500, spread: bool = False,
     ):
         super().__init__(model)
         if not layers:
@@ -54,7 +55,7 @@ class DeepValidation(Detector):
         with features(model, layers):  # a name that the model does not have is refused here
             pass
         self.layers, self.grid, self.components, self.nu, self.gamma = tuple(layers), grid, components, nu, gamma
-        self.standardise, self.per_class = tuple(standardise), per_class
+        self.standardise, self.per_class, self.spread = tuple(standardise), per_class, spread
         self.fitted: dict[str, Tensor] = {}
 
     def fit(self, x: Tensor, y: Tensor) -> Self:
@@ -74,9 +75,14 @@ class DeepValidation(Detector):
         return self
 
     def _pooled(self, activation: Tensor) -> Tensor:
-        if activation.dim() == 4 and self.grid and max(activation.shape[2:]) > self.grid:
-            activation = F.adaptive_avg_pool2d(activation, self.grid)
-        return activation.flatten(1)
+        if activation.dim() != 4:
+            return activation.flatten(1)
+        fine = self.grid and max(activation.shape[2:]) > self.grid
+        pooled = (F.adaptive_avg_pool2d(activation, self.grid) if fine else activation).flatten(1)
+        if not self.spread:
+            return pooled
+        variance = activation.flatten(2).var(2, correction=0)
+        return torch.cat([pooled, (variance + 1e-12).sqrt()], 1)  # a map that is constant has a slope, too
 
     def _fit_reduction(self, layer: str, pooled: Tensor) -> Tensor:
         mean = pooled.mean(0)
@@ -134,7 +140,8 @@ class DeepValidation(Detector):
 
     def settings(self) -> dict[str, Any]:
         return {"layers": list(self.layers), "grid": self.grid, "components": self.components, "nu": self.nu,
-                "gamma": self.gamma, "standardise": list(self.standardise), "per_class": self.per_class}
+                "gamma": self.gamma, "standardise": list(self.standardise), "per_class": self.per_class,
+                "spread": self.spread}
 
     def tensors(self) -> dict[str, Tensor]:
         return self.fitted

@@ -213,6 +213,18 @@ def test_features_are_pooled_and_reduced():
     assert covariance.diag().tolist() == sorted(covariance.diag().tolist(), reverse=True)
 
 
+def test_the_spread_of_a_map_tells_apart_what_its_mean_does_not():
+    conv = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.Flatten(), nn.Linear(2 * 36, 2))
+    x = torch.full((3, 1, 6, 6), 0.5)
+    x[1, ..., ::2], x[1, ..., 1::2] = 0.25, 0.75
+    mean, both = (DeepValidation(conv, ["0"], grid=1, spread=s)._pooled(conv[0](x)) for s in (False, True))
+    torch.testing.assert_close(mean[0], mean[1])
+    torch.testing.assert_close(both[:, :2], mean)
+    torch.testing.assert_close(both[1, 2:], conv[0].weight.flatten().abs() / 4)
+    slope = torch.autograd.grad(both.sum(), conv[0].weight)[0]
+    assert slope.isfinite().all()
+
+
 def test_fitting_uses_rightly_classified_images_and_no_more_than_asked():
     x, y = blobs()
     wrong = y.clone()
