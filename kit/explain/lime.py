@@ -93,7 +93,7 @@ def image_game(
     flat, names = _numbered(segments.to(x.device).flatten())
     if names < 2:
         raise ValueError("the segments are one piece: choose another method or options in superpixels(x, method, …)")
-    pixels = x[0].detach().permute(1, 2, 0).flatten(0, 1)
+    pixels = x[0].detach().permute(1, 2, 0).flatten(0, 1).contiguous()  # so that what is shown is channels last
     hidden = pixels
     if isinstance(fill, str):
         if fill != "mean":
@@ -102,13 +102,13 @@ def image_game(
         hidden = (pixels.new_zeros(names, x.shape[1]).index_add_(0, flat, pixels) / count)[flat]
     else:
         image = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
-        hidden = image.expand(x[0].shape).permute(1, 2, 0).flatten(0, 1)
+        hidden = image.expand(x[0].shape).permute(1, 2, 0).flatten(0, 1).contiguous()
     ask = _asker(predict, x)
     answer = ask(x)[0]
     chosen = int(answer.argmax()) if target is None else int(target)
 
     def value(b: Tensor) -> Tensor:
-        shown = torch.where(b.to(x.device)[:, flat, None], pixels, hidden)
+        shown = torch.where(b.to(x.device).index_select(1, flat)[:, :, None], pixels, hidden)
         return ask(shown.view(len(b), *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2))[:, chosen]
 
     return Game(names, value, chunk_size(x), flat.view(x.shape[2:]), chosen)
