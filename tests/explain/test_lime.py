@@ -12,8 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from kit.core import QueryCounter, generator
-from kit.explain.lime import (
-    _near,
+from kit.explain import (
     image_game,
     kernel_shap,
     lime,
@@ -26,6 +25,7 @@ from kit.explain.lime import (
     table_game,
     text_game,
 )
+from kit.explain.lime import _near
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_the_lime_package_explains_images_alike_on_the_same_segments_and_samples
     game = image_game(network, images[:1], segments, 1)
     drawn = np.random.RandomState(seed).randint(0, 2, (500, game.players))
     drawn[0] = 1
-    monkeypatch.setattr("kit.explain.lime._near", lambda *given: iter(torch.tensor(drawn == 1).split(game.batch)))
+    monkeypatch.setitem(surrogate.__globals__, "_near", lambda *given: iter(torch.tensor(drawn == 1).split(game.batch)))
     found = surrogate(game, samples=500).weights
 
     def probabilities(batch):
@@ -169,7 +169,7 @@ def test_the_lime_package_explains_images_alike_on_the_same_segments_and_samples
     explainer = package.LimeImageExplainer(random_state=state, feature_selection="none")
     answer = explainer.explain_instance(
         images[0].permute(1, 2, 0).numpy(), probabilities, labels=(1,), top_labels=None, num_samples=500,
-        num_features=game.players, segmentation_fn=lambda image: segments.numpy(), random_seed=0, progress_bar=False)
+        num_features=game.players, segmentation_fn=lambda image: segments.numpy(), random_seed=0)
     theirs = dict(answer.local_exp[1])
     assert rank_correlation(found, [theirs[k] for k in range(game.players)]) > 0.99
 
