@@ -1,6 +1,7 @@
 """Explanations: why a model answers as it does, from inside, from outside, and from its training data."""
 from kit.explain.cam import cam, grad_cam
 from kit.explain.counterfactual import counterfactual, mad
+from kit.explain.games import Game, image_game, superpixels, table_game, text_game
 from kit.explain.gradient import (
     gradient_times_input,
     guided_backpropagation,
@@ -11,21 +12,7 @@ from kit.explain.gradient import (
     smoothgrad,
 )
 from kit.explain.influence import Influence, retrain, tracin, training_set_attack
-from kit.explain.lime import (
-    Game,
-    Surrogate,
-    image_game,
-    kernel_shap,
-    lime,
-    lime_table,
-    shapley,
-    sp_lime,
-    stability,
-    superpixels,
-    surrogate,
-    table_game,
-    text_game,
-)
+from kit.explain.lime import Surrogate, kernel_shap, lime, lime_table, shapley, sp_lime, stability, surrogate
 from kit.explain.lrp import alpha_beta, epsilon, flat, gamma, lrp, relevance_lost, zbox, zplus
 from kit.explain.metrics import (
     completeness,

@@ -31,21 +31,21 @@ class Linear:
     z: Tensor
     weight: Tensor
     bias: Tensor | None
-    up: Callable[[Tensor, Tensor], Tensor]  # (x, W) -> W x
+    up: Callable[..., Tensor]  # (x, W) -> W x, and (x, W, b) -> W x + b
     down: Callable[[Tensor, Tensor], Tensor]  # (s, W) -> Wᵀ s
     box: tuple[Tensor, Tensor] | None = None  # the least and the greatest x, where this step sees the pixels
 
     @cached_property
     def signed(self) -> bool:
-        return bool((self.x < 0).any())
+        return bool(self.x.detach().amin() < 0)
 
 
 Rule = Callable[[Linear, Tensor], Tensor]
 
 
-def _over(R: Tensor, z: Tensor, eps: float | Tensor = 1e-30) -> Tensor:
-    """R / (z + ε sign z). The default only keeps 0/0 from being NaN."""
-    return R / (z + torch.copysign(torch.as_tensor(eps, dtype=z.dtype, device=z.device), z))
+# On a CPU a torch.where or a bool mask costs as much as a convolution, and so does memory that was not used before.
+# So the arithmetic below has no masks, and works in place where a tensor is its own.
+TINY = 1e-30  # makes 0/0 zero
 
 
 def epsilon(eps: float = 1e-6) -> Rule:
@@ -55,9 +55,8 @@ def epsilon(eps: float = 1e-6) -> Rule:
     """
 
     def rule(step: Linear, R: Tensor) -> Tensor:
-        units = tuple(range(1, step.z.dim()))
-        size = torch.linalg.vector_norm(step.z.detach(), 1, dim=units, keepdim=True) / step.z[0].numel()
-        return step.x * step.down(_over(R, step.z, eps * size + 1e-30), step.weight)
+        size = step.z.detach().abs().mean(tuple(range(1, step.z.dim())), keepdim=True)
+        return step.down(R / torch.copysign(eps * size + TINY, step.z.detach()).add_(step.z), step.weight).mul_(step.x)
 
     return rule
 
@@ -72,14 +71,15 @@ def gamma(gamma: float = 0.25) -> Rule:
         raise ValueError(f"gamma must be zero or more, not {gamma}")
 
     def rule(step: Linear, R: Tensor) -> Tensor:
-        plus, minus = step.weight.clamp(min=0), step.weight.clamp(max=0)
-        z_plus = _part_up(step, plus, minus, step.bias if step.bias is None else step.bias.clamp(min=0))
-        plus, minus = step.weight + gamma * plus, step.weight + gamma * minus
-        under = (step.z < 0) & (R != 0)
-        if not bool(under.any()):  # a ReLU follows
-            return _part_down(step, _over(R, step.z + gamma * z_plus), plus, minus)
-        s = _over(R, step.z + gamma * torch.where(under, step.z - z_plus, z_plus))
-        return _part_down(step, s * ~under, plus, minus) + _part_down(step, s * under, minus, plus)
+        plus, minus = step.weight + gamma * step.weight.clamp(min=0), step.weight + gamma * step.weight.clamp(max=0)
+        z_plus = _part_up(step, plus, minus, None if step.bias is None else step.bias + gamma * step.bias.clamp(min=0))
+        R_plus = _where_positive(R, step.z)
+        R_minus = R - R_plus
+        if not _any(R_minus):  # a ReLU follows
+            return _part_down(step, R_plus.div_(z_plus.add_(TINY)), plus, minus)
+        z_minus = ((2 + gamma) * step.z).sub_(z_plus)  # z + γ z⁻, since z⁺ + z⁻ = z
+        return (_part_down(step, R_plus.div_(z_plus.add_(TINY)), plus, minus)
+                + _part_down(step, R_minus.div_(z_minus.sub_(TINY)), minus, plus))
 
     return rule
 
@@ -96,14 +96,13 @@ def alpha_beta(alpha: float = 2.0, beta: float | None = None) -> Rule:
 
     def rule(step: Linear, R: Tensor) -> Tensor:
         plus, minus = step.weight.clamp(min=0), step.weight.clamp(max=0)
-        z_plus = _part_up(step, plus, minus, step.bias if step.bias is None else step.bias.clamp(min=0))
+        z_plus = _part_up(step, plus, minus, None if step.bias is None else step.bias.clamp(min=0))
         z_minus = step.z - z_plus
-        has_plus, has_minus = z_plus > 0, z_minus < -1e-5 * z_plus  # what is smaller is the rounding of two sums
-        both = has_plus & has_minus
-        share_plus = torch.where(both, alpha, has_plus.to(R.dtype))
-        share_minus = torch.where(both, -beta, (~has_plus).to(R.dtype))
-        return (_part_down(step, _over(share_plus * R, z_plus), plus, minus)
-                + _part_down(step, _over(share_minus * R, z_minus), minus, plus))
+        R_plus = _where_positive(R, z_plus)
+        R_both = _where_positive(R_plus, -1e-5 * z_plus - z_minus)  # what is smaller is the rounding of two sums
+        R_minus = R - R_plus - beta * R_both
+        return (_part_down(step, R_plus.add_((alpha - 1) * R_both).div_(z_plus.add_(TINY)), plus, minus)
+                + _part_down(step, R_minus.div_(z_minus.sub_(TINY)), minus, plus))
 
     return rule
 
@@ -135,28 +134,36 @@ def zbox() -> Rule:
             raise ValueError('the z^B rule is for the first weighted layer, which sees the pixels: use it as "first"')
         low, high = step.box
         plus, minus = step.weight.clamp(min=0), step.weight.clamp(max=0)
-        z = step.up(step.x, step.weight) - step.up(low, plus) - step.up(high, minus)
-        s = _over(R, z)
-        return step.x * step.down(s, step.weight) - low * step.down(s, plus) - high * step.down(s, minus)
+        s = R / (step.z - (step.up(low, plus, step.bias) + step.up(high, minus))).add_(TINY)
+        return (step.x - high) * step.down(s, step.weight) + (high - low) * step.down(s, plus)
 
     return rule
 
 
+def _any(R: Tensor) -> bool:
+    """Whether an entry is not zero."""
+    return bool(R.detach().amin() != 0) or bool(R.detach().amax() != 0)
+
+
+def _where_positive(R: Tensor, z: Tensor) -> Tensor:
+    """R where z > 0, else 0."""
+    return torch.ops.aten.threshold_backward(R, z, 0)
+
+
 def _part_up(step: Linear, for_plus: Tensor, for_minus: Tensor, bias: Tensor | None) -> Tensor:
     """W₊ x⁺ + W₋ x⁻ + b, the second only where an x is negative."""
-    z = step.up(step.x.clamp(min=0), for_plus) if step.signed else step.up(step.x, for_plus)
-    if step.signed:
-        z = z + step.up(step.x.clamp(max=0), for_minus)
-    return z if bias is None else z + bias
+    if not step.signed:
+        return step.up(step.x, for_plus, bias)
+    return step.up(step.x.clamp(min=0), for_plus, bias) + step.up(step.x.clamp(max=0), for_minus)
 
 
 def _part_down(step: Linear, s: Tensor, for_plus: Tensor, for_minus: Tensor) -> Tensor:
     """x⁺ W₊ᵀ s + x⁻ W₋ᵀ s; where nothing is to be handed down, nothing is computed."""
-    if not bool(s.any()):
+    if not _any(s):
         return torch.zeros_like(step.x)
     if not step.signed:
-        return step.x * step.down(s, for_plus)
-    return step.x.clamp(min=0) * step.down(s, for_plus) + step.x.clamp(max=0) * step.down(s, for_minus)
+        return step.down(s, for_plus).mul_(step.x)
+    return step.down(s, for_plus).mul_(step.x.clamp(min=0)).add_(step.down(s, for_minus).mul_(step.x.clamp(max=0)))
 
 
 # What the book's networks and torchvision's plain and residual ones call, by the name of the function.
@@ -270,15 +277,14 @@ def _convolution(note: _Note) -> Linear:
             raise ValueError("LRP has no rule for a convolution with padding='same' and an even kernel")
     padding = [int(p) for p in _pair(padding)]
 
-    def up(x: Tensor, W: Tensor) -> Tensor:
-        return F.conv2d(x, W, None, stride, padding, dilation, groups)
+    def up(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
+        return F.conv2d(x, W, b, stride, padding, dilation, groups)
 
     def down(s: Tensor, W: Tensor) -> Tensor:
         return torch.ops.aten.convolution_backward(
             s, x, W, None, stride, padding, dilation, False, [0, 0], groups, (True, False, False))[0]
 
-    bias = given.get("bias")
-    return Linear(x, note.output, weight, None if bias is None else bias.view(-1, 1, 1), up, down)
+    return Linear(x, note.output, weight, given.get("bias"), up, down)
 
 
 def _pair(value) -> list:
@@ -287,14 +293,13 @@ def _pair(value) -> list:
 
 def _linear(note: _Note) -> Linear:
     given = dict(zip(("input", "weight", "bias"), note.args, strict=False)) | note.kwargs
-    x, weight, bias = given["input"], given["weight"], given.get("bias")
-    return Linear(x, note.output, weight, bias, lambda x, W: x @ W.T, lambda s, W: s @ W)
+    return Linear(given["input"], note.output, given["weight"], given.get("bias"), F.linear, lambda s, W: s @ W)
 
 
 def _addition(note: _Note) -> Linear:
     x = torch.stack(note.inputs)
     ones = torch.ones(2, *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)
-    return Linear(x, note.output, ones, None, lambda x, W: (x * W).sum(0), lambda s, W: s * W)
+    return Linear(x, note.output, ones, None, lambda x, W, b=None: (x * W).sum(0), lambda s, W: s * W)
 
 
 KIND = {"conv2d": "conv", "linear": "linear"} | dict.fromkeys(ADDITIONS, "add")
@@ -356,7 +361,7 @@ def _propagate(model, x, target, rules, create_graph, lost: dict[str, Tensor] | 
                     lost[name] = lost.get(name, 0) + _total(above) - sum(_total(part) for part in parts)
             elif note.name in AVERAGES:
                 empty = (note.output == 0) & (above != 0)  # shared evenly, since there is nothing to weigh it by
-                parts = [note.inputs[0] * _pull(note, _over(above * ~empty, note.output))[0]]
+                parts = [note.inputs[0] * _pull(note, above * ~empty / (note.output + TINY))[0]]
                 if bool(empty.any()):
                     parts = [parts[0] + _pull(note, above * empty)[0]]
             elif note.name in MOVES:

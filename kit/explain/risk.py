@@ -75,17 +75,32 @@ def _gradient(module: Any, a: Tensor, delta: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         weight = delta[:, :, None] * a[:, None, :]
     elif isinstance(module, nn.Conv2d):
-        padding: Any = module.padding
-        patches = F.unfold(a, module.kernel_size, module.dilation, padding, module.stride)
-        groups = module.groups
-        weight = delta.reshape(len(a), groups, delta.shape[1] // groups, -1) @ patches.view(
-            len(a), groups, patches.shape[1] // groups, -1).mT
+        weight = _of_filters(module, a, delta)
     elif isinstance(module, nn.BatchNorm2d):
         weight = (delta * F.batch_norm(a, module.running_mean, module.running_var, eps=module.eps)).sum((2, 3))
     parts = [weight.flatten(1)]
     if module.bias is not None:
         parts.append(delta.flatten(2).sum(2) if delta.dim() == 4 else delta)
     return torch.cat(parts, 1)
+
+
+def _of_filters(module: Any, a: Tensor, delta: Tensor) -> Tensor:
+    """Σ_positions δ · patch for every image, (B, out, in/groups, height, width) as the filters are.
+
+    The patches are copied for a few images at a time, so that the copies stay in the cache: copying all at once takes
+    several times as long as the passes.
+    """
+    n, groups, (height, width), (down, right) = len(a), module.groups, module.kernel_size, module.padding
+    reach = [d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    a = F.pad(a, (right, right, down, down)).permute(0, 2, 3, 1).contiguous()
+    patches = a.unfold(1, reach[0], module.stride[0]).unfold(2, reach[1], module.stride[1])
+    patches = patches[..., ::module.dilation[0], ::module.dilation[1]].unflatten(3, (groups, -1))
+    patches = patches.permute(0, 3, 1, 2, 5, 6, 4)  # (B, groups, rows, columns, height, width, in/groups)
+    delta = delta.permute(0, 2, 3, 1).reshape(n, -1, groups, delta.shape[1] // groups).permute(0, 2, 3, 1)
+    few = max(1, 2**19 // patches[0].numel())
+    parts = [d @ p.reshape(len(p), groups, delta.shape[3], -1)
+             for d, p in zip(delta.split(few), patches.split(few), strict=True)]
+    return torch.cat(parts).view(n, module.out_channels, height, width, -1).permute(0, 1, 4, 2, 3)
 
 
 def kept_of(module, a, delta):

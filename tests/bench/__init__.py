@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 
 @dataclass
@@ -53,3 +54,15 @@ def bare_passes(model: nn.Module, x: Tensor, y: Tensor, steps: int = 1, backward
                 continue
             v = part.detach().requires_grad_()
             torch.autograd.grad(nn.functional.cross_entropy(model(v), labels, reduction="sum"), v)
+
+
+def peak_memory(run: Callable[[], object]) -> float:
+    """The most memory that tensors made in `run` hold at once, in MB, by the allocator's own account."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    held = peak = 0
+    for event in sorted(seen.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak / 1e6

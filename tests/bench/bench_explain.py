@@ -18,7 +18,7 @@ from kit.explain import (
     rank_correlation,
     smoothgrad,
 )
-from tests.bench import Task, bare_passes
+from tests.bench import Task, bare_passes, peak_memory
 
 HAS = {name: importlib.util.find_spec(name) is not None for name in ("captum", "zennit", "pytorch_grad_cam")}
 
@@ -52,6 +52,12 @@ def tasks():
 
     yield Task("Integrated Gradients, 50 steps, 16 images", path, {
         "kit": lambda: integrated_gradients(model, few, c[:16]), **path_peers(model, few, c[:16])}, gap, target=1.1)
+
+    def memory(run):
+        return lambda: ", ".join(f"{peak_memory(lambda k=k: run(k)):.0f} MB with {k} steps" for k in (25, 200))
+
+    yield Task("Integrated Gradients, memory, 16 images", path, {
+        name: memory(run) for name, run in path_memory(model, few, c[:16]).items()}, str, repeats=1)
 
     yield Task("SmoothGrad, 50 samples, 16 images", path, {
         "kit": lambda: smoothgrad(model, few, c[:16]), **noise_peers(model, few, c[:16])}, target=1.1)
@@ -96,6 +102,18 @@ def path_peers(model, x, c):
 
         with Zennit(model, n_iter=50) as attributor:
             found["zennit"] = lambda: attributor(x, torch.eye(10)[c])[1]
+    return found
+
+
+def path_memory(model, x, c):
+    """Integrated Gradients as functions of the number of steps."""
+    found = {"kit": lambda steps: integrated_gradients(model, x, c, steps=steps)}
+    if HAS["captum"]:
+        from captum.attr import IntegratedGradients
+
+        method = IntegratedGradients(model)
+        found["captum"] = lambda steps: method.attribute(x, target=c, n_steps=steps)
+        found["captum, chunked"] = lambda steps: method.attribute(x, target=c, n_steps=steps, internal_batch_size=128)
     return found
 
 

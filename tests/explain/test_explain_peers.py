@@ -102,8 +102,22 @@ def test_zennit_on_a_plain_network(x, name):
     else:
         R = zennit_lrp(model, x, theirs)
     found = lrp(model, x, TARGET, rules=ours)
-    # αβ was measured at 0.021: kit shares out also where a unit has no contribution of one sign
-    assert float((found - R).norm() / R.norm()) < (0.025 if name == "alpha2beta1" else 0.02)
+    assert float((found - R).norm() / R.norm()) < (0.03 if name == "alpha2beta1" else 1e-4)
+    if name == "alpha2beta1":
+        # The 2.1 % are three hidden units, with 0.4 % of the relevance, all of whose contributions are positive. zennit
+        # hands down α R for them and takes back nothing, so that relevance is made; kit hands down R. Told to do the
+        # same, it agrees.
+        found = lrp(model, x, TARGET, rules=two_minus_one)
+        assert float((found - R).norm() / R.norm()) < 1e-4
+
+
+def two_minus_one(step, R):
+    """α2β1 for x ≥ 0 without biases, with both terms also where one has nothing to share."""
+    if (step.x < 0).any():
+        raise ValueError("for inputs that are not negative")
+    plus, minus = step.weight.clamp(min=0), step.weight.clamp(max=0)
+    return step.x * (2 * step.down(R / (step.up(step.x, plus) + 1e-9), plus)
+                     - step.down(R / (step.up(step.x, minus) - 1e-9), minus))
 
 
 def test_where_a_residual_network_leaks_elsewhere_it_conserves_here(x):

@@ -14,6 +14,7 @@ from kit.explain import (
     smoothgrad,
 )
 from kit.models.families import resnet
+from tests.bench import peak_memory
 
 ALL = [sensitivity, saliency, gradient_times_input, smoothgrad, integrated_gradients, guided_backpropagation, occlusion]
 QUICK = {smoothgrad: {"samples": 3}, integrated_gradients: {"steps": 40}, occlusion: {"size": 4, "stride": 4}}
@@ -209,3 +210,20 @@ def test_mistakes_are_named(small):
         occlusion(model, x, size=2, stride=3)
     with pytest.raises(ValueError, match="samples must be 1"):
         smoothgrad(model, x, samples=0)
+
+
+def test_the_memory_of_integrated_gradients_is_flat_in_the_number_of_steps():
+    """Peak memory of the tensors, and the largest batch that the model sees, with 64 and with 512 steps."""
+    rows = []
+
+    class Watched(nn.Sequential):
+        def forward(self, x):
+            rows.append(len(x))
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Watched(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 30 * 30, 5)).eval()
+    x = torch.rand(2, 3, 32, 32, generator=generator(0))
+    few, many = (peak_memory(lambda k=k: integrated_gradients(model, x, steps=k)) for k in (64, 512))
+    assert 0.5 < many < 1.02 * few  # MB; all steps at once would need eight times as much
+    assert max(rows) <= 64

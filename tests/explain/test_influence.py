@@ -193,7 +193,7 @@ def test_flipped_labels_have_high_self_influence(digits):
 def test_tracin_is_the_sum_of_gradient_products_over_checkpoints(digits, cnn):
     x, y, x_test, y_test = digits
     torch.manual_seed(1)
-    other = nn.Sequential(nn.Conv2d(1, 2, 5, dilation=1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10)).double()
+    other = nn.Sequential(nn.Conv2d(1, 2, 3, dilation=2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10)).double()
     score = tracin([cnn, other], x[:70], y[:70], x_test[:2], y_test[:2], rates=[0.5, 2.0])
 
     def gradient(model, image, label):

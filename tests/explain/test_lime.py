@@ -12,8 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from kit.core import QueryCounter, generator
-from kit.explain.lime import (
-    _near,
+from kit.explain import (
     image_game,
     kernel_shap,
     lime,
@@ -26,6 +25,7 @@ from kit.explain.lime import (
     table_game,
     text_game,
 )
+from kit.explain.lime import _near
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +146,32 @@ def test_the_lime_package_agrees_on_the_same_segments_and_samples(network, image
     answer = kernel.explain_instance_with_data(b.numpy(), v, distances, 0, game.players, feature_selection="none")
     theirs = dict(answer[1])
     assert rank_correlation(found.weights, [theirs[k] for k in range(game.players)]) > 0.99
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_lime_package_explains_images_alike_on_the_same_segments_and_samples(network, images, monkeypatch, seed):
+    """LimeImageExplainer from the image to the weights, and kit's surrogate on the coalitions that it drew."""
+    package = pytest.importorskip("lime.lime_image")
+    segments = superpixels(images[:1], "grid", side=3)[0]
+    game = image_game(network, images[:1], segments, 1)
+    drawn = np.random.RandomState(seed).randint(0, 2, (500, game.players))
+    drawn[0] = 1
+    monkeypatch.setitem(surrogate.__globals__, "_near", lambda *given: iter(torch.tensor(drawn == 1).split(game.batch)))
+    found = surrogate(game, samples=500).weights
+
+    def probabilities(batch):
+        with torch.no_grad():
+            return network(torch.tensor(batch).permute(0, 3, 1, 2)).softmax(1).numpy()
+
+    state = np.random.RandomState(seed)
+    explainer = package.LimeImageExplainer(random_state=state, feature_selection="none")
+    answer = explainer.explain_instance(
+        images[0].permute(1, 2, 0).numpy(), probabilities, labels=(1,), top_labels=None, num_samples=500,
+        num_features=game.players, segmentation_fn=lambda image: segments.numpy(), random_seed=0)
+    theirs = dict(answer.local_exp[1])
+    assert rank_correlation(found, [theirs[k] for k in range(game.players)]) > 0.99
 
 
 def test_lime_and_kernel_shap_return_maps_of_each_image_alone(network, images):
