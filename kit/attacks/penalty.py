@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kit.attacks.minimal import _adversarial, _lead
 from kit.core import L1, Linf, adam, asking, laid_out, per_image, take
-from kit.core.loop import Memory, gradient
+from kit.core.loop import Memory
 
 
 class _Nearest:
@@ -191,8 +191,9 @@ def _cw_l0(model, x, y, target, kappa, c, rounds, steps, lr, nearest) -> None:
                 delta = x_adv - x_at
                 nearest.see(at, x_adv, (delta != 0).any(1).flatten(1).sum(1).to(x.dtype), torch.ones_like(hit[hit]))
                 solution[at], solved[at] = w[hit], True
+                v = laid_out(x_adv).requires_grad_()
                 with asking(model, at):
-                    rise = gradient(lambda v, y=y_at, t=target_at: _lead(model(v), y, t), laid_out(x_adv))[1]
+                    rise = torch.autograd.grad(_lead(model(v), y_at, target_at).sum(), v)[0]
                 good[at], worth[at] = (delta != 0).any(1, keepdim=True), (rise * delta).sum(1, keepdim=True)
             w = adam(lr)(w, -g, memory).clamp_(-REACH, REACH)
             rows, w, x_, y_, target_, c_, free_ = take(~hit, rows, w, x_, y_, target_, c_, free_)
