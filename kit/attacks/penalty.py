@@ -83,7 +83,8 @@ def cw(
 
     l2    c is searched for, image by image, in `rounds` descents of at most `steps` steps each.
     linf  the first term is Σ_i max(|x'_i − x_i| − τ, 0): τ falls to 0.9 ‖x' − x‖_∞ whenever an adversarial image
-          keeps it (to 5 %), and c is doubled, at most `rounds` times, when none does.
+          keeps it (to 5 %), and c is doubled, at most `rounds` times, when none does. lr is at most τ/10 here, which
+          theirs is not: pixels that oscillate by more than the 5 % never come to rest at a small τ.
     l0    pixels: the l2 descent is repeated from its last solution while those that contribute least to the lead,
           Σ_channels ∂lead/∂x'_i (x'_i − x_i), are frozen, half of them first and a single one at last.
 
@@ -142,7 +143,8 @@ def _cw_linf(model, x, y, target, kappa, c, rounds, steps, lr, nearest) -> None:
     while len(open_):
         rows, (w, x_, y_, target_, c_, tau_) = open_, take(open_, solution, x, y, target, c, tau)
         memory: Memory = {}
-        before, rate = torch.full_like(c_, torch.inf), torch.full_like(c_, lr)
+        full = (0.1 * tau_).clamp_max(lr)
+        before, rate = torch.full_like(c_, torch.inf), full
         solved = torch.zeros_like(y, dtype=torch.bool)
         for k in range(steps):
             x_adv, slope = _to_x(w)
@@ -158,10 +160,10 @@ def _cw_linf(model, x, y, target, kappa, c, rounds, steps, lr, nearest) -> None:
             if k % max(steps // 10, 1) == 0:
                 loss = excess.flatten(1).sum(1) + hinge
                 rate = torch.where(loss < 0.9999 * before, rate, rate / 2)
-                before, stays = loss, stays & (rate > lr / 16)
+                before, stays = loss, stays & (rate > full / 16)
             if not bool(stays.all()):
-                rows, w, before, rate, x_, y_, target_, c_, tau_ = take(
-                    stays, rows, w, before, rate, x_, y_, target_, c_, tau_)
+                rows, w, before, rate, full, x_, y_, target_, c_, tau_ = take(
+                    stays, rows, w, before, rate, full, x_, y_, target_, c_, tau_)
                 memory = _of(stays, memory)
             if not len(rows):
                 break
