@@ -1,7 +1,8 @@
 """Attacks: methods that change an image a little, and a model's answer a lot."""
 from kit.attacks.adaptive_step import auto_pgd
 from kit.attacks.gradient import bim, fgm, fgsm, mi_fgsm, pgd
-from kit.attacks.minimal import cw, deepfool, distance, ead, jsma, least_likely, next_class, success_curve
+from kit.attacks.minimal import deepfool, distance, jsma, least_likely, next_class, success_curve
+from kit.attacks.penalty import cw, ead
 from kit.attacks.quasi_newton import feature_adversary, lbfgs
 
 __all__ = [

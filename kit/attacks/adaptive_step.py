@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kit.core import L1, L2, Linf, Trace, asking, ball, cross_entropy, dlr, per_image, take
+from kit.core import L1, L2, Linf, Trace, asking, ball, cross_entropy, dlr, laid_out, per_image, take
 from kit.core.checks import check_gradient
 
 
@@ -82,7 +82,7 @@ def _ascend(f, x, start, within: Linf | L2 | L1, steps: int, rho: float, trace) 
     """One run: the point to return, its loss, and whether it is adversarial."""
 
     def look(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        v = v.detach().requires_grad_()
+        v = laid_out(v).detach().requires_grad_()
         value, hit = f(v)
         return value.detach(), hit, torch.autograd.grad(value.sum(), v)[0]
 

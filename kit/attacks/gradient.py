@@ -15,7 +15,7 @@ Each returns x' (N, C, H, W), and raises ValueError or TypeError for images, lab
 import torch
 from torch import Tensor, nn
 
-from kit.core import Trace, asking, ball, cross_entropy, momentum, optimise, per_image, steepest, take
+from kit.core import Trace, asking, ball, cross_entropy, laid_out, momentum, optimise, per_image, steepest, take
 from kit.core.loop import Rule
 
 
@@ -23,7 +23,7 @@ def _climb(model, x, start, y, *, within, rule: Rule, steps, target, loss, trace
     """Maximise the loss over the ball `within` around x, from `start`, by the given rule."""
 
     def objective(x_adv: Tensor, k: int) -> Tensor:
-        return _gain(model(x_adv), y, target, loss)
+        return _gain(model(laid_out(x_adv)), y, target, loss)
 
     return optimise(
         objective, start, steps=steps, rule=rule, project=lambda v: within.project(v, x), keep=keep, trace=trace)

@@ -3,9 +3,10 @@
     x' = argmin ‖x' − x‖_p   subject to   argmax f(x') ≠ y   and   x' ∈ [0, 1]
 
 No radius is given: the distance is the answer, and it is a property of the image and the model. The constraint is as
-hard as the network, so each method replaces it: DeepFool by a tangent plane, Carlini–Wagner and EAD by a penalty whose
-weight c is searched for image by image, JSMA by a greedy choice of features. With `target` (N,) the constraint is
-argmax f(x') = target. Shared arguments:
+hard as the network, so each method replaces it. Here are the two that read the Jacobian: DeepFool steps onto a tangent
+plane, JSMA chooses features greedily. `kit.attacks.penalty` holds those that replace the constraint by a penalty whose
+weight c is searched for image by image, Carlini–Wagner and EAD, and `kit.attacks.quasi_newton` Szegedy's, which did so
+first. With `target` (N,) the constraint is argmax f(x') = target. Shared arguments:
 
     model    images (N, C, H, W) in [0, 1] → logits (N, K)     x, y    images and their labels (N,)
     target   labels (N,) to reach, or None                     norm    in which the distance is measured
@@ -16,15 +17,13 @@ sense. An image that is misclassified already comes back as it was (to rounding)
 found; `distance` tells them apart, as it measures both success and distance on the tensor that was returned.
 """
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.core import L1, L2, Linf, adam, asking, fooled, logits, margin, per_image, take
+from kit.core import L1, L2, Linf, asking, fooled, laid_out, logits, margin, per_image
 from kit.core.checks import check_gradient
-from kit.core.loop import Memory, gradient
 
 
 def distance(
@@ -63,10 +62,6 @@ def least_likely(model: nn.Module, x: Tensor) -> Tensor:
 def _lead(z: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
     """By how much the attack leads: max_{j≠y} z_j − z_y, or z_t − max_{j≠t} z_j."""
     return margin(z, y) if target is None else -margin(z, target)
-
-
-def _lead_of(model: nn.Module, y: Tensor, target: Tensor | None, x_adv: Tensor) -> Tensor:
-    return _lead(model(x_adv), y, target)
 
 
 def _slack(z: Tensor) -> Tensor:
@@ -109,12 +104,12 @@ def deepfool(
     x_adv, open_ = x.clone(), torch.arange(len(x), device=x.device)
     for step in range(steps):
         with torch.no_grad(), asking(model, open_):
-            open_ = open_[~_adversarial(model(x_adv[open_]), y[open_], None)]
+            open_ = open_[~_adversarial(model(laid_out(x_adv[open_])), y[open_], None)]
         if not len(open_):
             break
-        v, y_ = take(open_, x_adv, y)
+        v, y_ = laid_out(x_adv[open_]).requires_grad_(), y[open_]
         with asking(model, open_):
-            z = model(v.requires_grad_())
+            z = model(v)
         classes = z.shape[1]
         others = z.detach().scatter(1, y_[:, None], -torch.inf).topk(min(top or classes, classes - 1), 1).indices
         weights = F.one_hot(others.T, classes) - F.one_hot(y_, classes)
@@ -131,240 +126,6 @@ def deepfool(
     return x_adv
 
 
-class _Nearest:
-    """Per image, the nearest adversarial image seen so far, and its distance."""
-
-    def __init__(self, x: Tensor):
-        self.x_adv, self.distance = x.clone(), torch.full_like(x[:, 0, 0, 0], torch.inf)
-
-    def see(self, rows: Tensor, x_adv: Tensor, size: Tensor, hit: Tensor) -> None:
-        nearer = hit & (size < self.distance[rows])
-        self.x_adv[rows[nearer]] = x_adv[nearer].detach()
-        self.distance[rows[nearer]] = size[nearer].detach()
-
-
-def _search_c(attempt: Callable[[Tensor], Tensor], c: Tensor, rounds: int) -> None:
-    """Find, image by image, the smallest weight c at which attempt(c) -> (N,) bool succeeds: ×10 until it does, then
-    halve the interval."""
-    low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
-    for _ in range(rounds):
-        hit = attempt(c)
-        low, high = torch.where(hit, low, c), torch.where(hit, c, high)
-        c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
-
-
-EDGE = 0.1
-INSIDE = (1 - 2 * EDGE) * (1 - 1e-6)  # by rounding's width inside the box, as a clamp has no gradient beyond it
-REACH = torch.tensor(INSIDE, dtype=torch.float64).atanh().item()
-
-
-def _to_w(x: Tensor) -> Tensor:
-    return ((2 * x - 1) * INSIDE).atanh()
-
-
-def _to_x(w: Tensor) -> Tensor:
-    """The paper's change of variables x = ½ + ½ tanh w, stretched by 1/(1 − 2 EDGE), for |w| ≤ REACH.
-
-    Unstretched it reaches 0 and 1 only at infinity, and a pixel that starts there never moves.
-    """
-    return (0.5 + 0.5 / (1 - 2 * EDGE) * w.tanh()).clamp(0, 1)
-
-
-def _penalised(model, x_adv, v, x, y, target, kappa, c, size, rows):
-    """size(x' − x) + c · max(κ − lead, 0), where x' is a function of v: what it is made of, and its gradient in v."""
-    with asking(model, rows):
-        z = model(x_adv)
-    sizes = size(x_adv - x)
-    loss = sizes + c * (kappa - _lead(z, y, target)).clamp_min(0)
-    g = torch.autograd.grad(loss.sum(), v)[0]
-    return x_adv.detach(), sizes.detach(), loss.detach(), g, _adversarial(z.detach(), y, target, kappa)
-
-
-def _squared(delta: Tensor) -> Tensor:
-    return delta.square().flatten(1).sum(1)
-
-
-def _excess(delta: Tensor, tau: Tensor) -> Tensor:
-    return (delta.abs().flatten(1) - tau[:, None]).clamp_min(0).sum(1)
-
-
-@per_image
-def cw(
-    model: nn.Module, x: Tensor, y: Tensor, *, norm: str = "l2", kappa: float = 0.0, c: float | None = None,
-    rounds: int = 9, steps: int = 1000, lr: float | None = None, target: Tensor | None = None,
-) -> Tensor:
-    """Carlini and Wagner's attacks. In l2, Adam on w, with x' = ½ + ½ tanh w, minimises
-
-        ‖x' − x‖₂² + c · max(κ − lead, 0),     lead = max_{j≠y} z_j − z_y,  or  z_t − max_{j≠t} z_j.
-
-    l2    c is searched for, image by image, in `rounds` descents of at most `steps` steps each.
-    linf  the first term is Σ_i max(|x'_i − x_i| − τ, 0): τ falls to 0.9 ‖x' − x‖_∞ whenever an adversarial image
-          keeps it (to 5 %), and c is doubled, at most `rounds` times, when none does.
-    l0    pixels: the l2 descent is repeated from its last solution while those that contribute least to the lead,
-          Σ_channels ∂lead/∂x'_i (x'_i − x_i), are frozen, half of them first and a single one at last.
-
-    A tenth of the steps that has not lowered an image's loss halves its lr (l2, linf), and the fourth such ends its
-    descent, as does a solution (linf, l0). The nearest adversarial image met on the way is returned.
-    Default c: 0.001, 0.1, 10⁴; lr: 0.01, 0.005, 0.1.
-    Cost: at most rounds · steps forward and backward passes in l2. Source: Carlini and Wagner, Towards evaluating the
-    robustness of neural networks, S&P 2017, sections V and VI; rounds, steps and lr (l2, linf) as in their code.
-    """
-    attacks: dict[str, tuple] = {"l2": (_cw_l2, 1e-3, 0.01), "linf": (_cw_linf, 0.1, 0.005), "l0": (_cw_l0, 1e4, 0.1)}
-    if norm not in attacks:
-        raise ValueError(f"the Carlini–Wagner norm must be 'l2', 'linf' or 'l0', not {norm!r}")
-    attack, usual_c, usual_lr = attacks[norm]
-    nearest = _Nearest(x)
-    weight = torch.full_like(nearest.distance, usual_c if c is None else c)
-    attack(model, x, y, target, kappa, weight, rounds, steps, usual_lr if lr is None else lr, nearest)
-    return nearest.x_adv
-
-
-def _cw_l2(model, x, y, target, kappa, c, rounds, steps, lr, nearest) -> None:
-    def attempt(c: Tensor) -> Tensor:
-        memory: Memory = {}
-        lately, before = torch.zeros_like(y, dtype=torch.bool), torch.full_like(c, torch.inf)
-        rate = torch.full_like(c, lr)
-        rows, w, x_, y_, target_ = torch.arange(len(x), device=x.device), _to_w(x), x, y, target
-        for k in range(steps):
-            w.requires_grad_()
-            x_adv, size, loss, g, hit = _penalised(model, _to_x(w), w, x_, y_, target_, kappa, c, _squared, rows)
-            nearest.see(rows, x_adv, size, hit)
-            lately[rows] |= hit
-            w = adam(rate)(w.detach(), -g, memory).clamp_(-REACH, REACH)
-            if k % max(steps // 10, 1) == 0:
-                rate = torch.where(loss < 0.9999 * before, rate, rate / 2)
-                stays, before = rate > lr / 16, loss
-                rows, w, before, rate, c, x_, y_, target_ = take(stays, rows, w, before, rate, c, x_, y_, target_)
-                memory = _of(stays, memory)
-                lately[rows] = False
-                if not len(rows):
-                    break
-        return lately  # what Adam's first, long steps run across says nothing about c
-
-    _search_c(attempt, c, rounds)
-
-
-def _of(keep: Tensor, memory: Memory) -> Memory:
-    """What a rule remembers of the images that stay."""
-    return dict(zip(memory, take(keep, *memory.values()), strict=True))
-
-
-def _cw_linf(model, x, y, target, kappa, c, rounds, steps, lr, nearest) -> None:
-    solution, tau, largest_c = _to_w(x), torch.ones_like(c), c * 2**rounds
-    open_ = torch.arange(len(x), device=x.device)
-    while len(open_):
-        rows, (w, x_, y_, target_, c_, tau_) = open_, take(open_, solution, x, y, target, c, tau)
-        memory: Memory = {}
-        before, rate = torch.full_like(c_, torch.inf), torch.full_like(c_, lr)
-        solved = torch.zeros_like(y, dtype=torch.bool)
-        for k in range(steps):
-            w.requires_grad_()
-            x_adv, _, loss, g, hit = _penalised(
-                model, _to_x(w), w, x_, y_, target_, kappa, c_, partial(_excess, tau=tau_), rows)
-            size, w = Linf.norm(x_adv - x_), w.detach()
-            nearest.see(rows, x_adv, size, hit)
-            done = hit & (size <= 1.05 * tau_)
-            solution[rows[done]], solved[rows[done]] = w[done], True
-            tau[rows[done]] = 0.9 * torch.minimum(size, tau_)[done]
-            w = adam(rate)(w, -g, memory).clamp_(-REACH, REACH)
-            stays = ~done
-            if k % max(steps // 10, 1) == 0:
-                rate = torch.where(loss < 0.9999 * before, rate, rate / 2)
-                before, stays = loss, stays & (rate > lr / 16)
-            if not bool(stays.all()):
-                rows, w, before, rate, x_, y_, target_, c_, tau_ = take(
-                    stays, rows, w, before, rate, x_, y_, target_, c_, tau_)
-                memory = _of(stays, memory)
-            if not len(rows):
-                break
-        never = nearest.distance[rows].isinf()
-        solution[rows[never]] = w[never]  # on the way still: go on from here
-        c[~solved] *= 2
-        open_ = open_[c[open_] <= largest_c[open_]]
-
-
-def _cw_l0(model, x, y, target, kappa, c, rounds, steps, lr, nearest) -> None:
-    solution, n = _to_w(x), len(x)
-    open_ = torch.arange(n, device=x.device)
-    free = torch.ones_like(x[:, :1], dtype=torch.bool)  # the pixels that may change in this descent,
-    good, worth = free.clone(), torch.zeros_like(x[:, :1])  # those that sufficed in the last one, and each one's worth
-    group = torch.full_like(y, free[0].numel())
-    while len(open_):
-        rows, (w, x_, y_, target_, c_, free_) = open_, take(open_, solution, x, y, target, c, free)
-        memory: Memory = {}
-        solved = torch.zeros_like(y, dtype=torch.bool)
-        for _ in range(steps):
-            w.requires_grad_()
-            x_adv, _, _, g, hit = _penalised(
-                model, torch.where(free_, _to_x(w), x_), w, x_, y_, target_, kappa, c_, _squared, rows)
-            w = w.detach()
-            if bool(hit.any()):
-                at, x_at, y_at, target_at, x_adv = take(hit, rows, x_, y_, target_, x_adv)
-                delta = x_adv - x_at
-                nearest.see(at, x_adv, (delta != 0).any(1).flatten(1).sum(1).to(x.dtype), torch.ones_like(hit[hit]))
-                solution[at], solved[at] = w[hit], True
-                with asking(model, at):
-                    slope = gradient(partial(_lead_of, model, y_at, target_at), x_adv)[1]
-                good[at], worth[at] = (delta != 0).any(1, keepdim=True), (slope * delta).sum(1, keepdim=True)
-            w = adam(lr)(w, -g, memory).clamp_(-REACH, REACH)
-            rows, w, x_, y_, target_, c_, free_ = take(~hit, rows, w, x_, y_, target_, c_, free_)
-            memory = _of(~hit, memory)
-            if not len(rows):
-                break
-        size = good.flatten(1).sum(1)
-        group = torch.where(solved, torch.minimum(group, size), group) // 2
-        group = torch.where(solved, torch.where(size > 1, group.clamp_min(1), 0), group)
-        order = torch.where(good, worth, torch.inf).flatten(1).argsort(1).argsort(1)  # the place of each pixel's worth
-        free = good & (order >= group[:, None]).view_as(good)
-        open_ = open_[(group[open_] > 0) & nearest.distance[open_].isfinite()]
-
-
-@per_image
-def ead(
-    model: nn.Module, x: Tensor, y: Tensor, *, beta: float = 0.1, kappa: float = 0.0, c: float = 1e-3,
-    rounds: int = 9, steps: int = 1000, lr: float = 0.01, decision: str = "elastic", target: Tensor | None = None,
-) -> Tensor:
-    """Elastic-net attack: the objective of `cw` in l2 with an l1 term, minimised by shrinkage and thresholding (FISTA):
-
-        c · max(κ − lead, 0) + ‖x' − x‖₂² + β ‖x' − x‖₁
-        x'_{k+1} = S(u_k − α_k ∇[c · max(κ − lead, 0) + ‖u − x‖₂²](u_k)),     α_k = lr √(1 − k/steps),
-        u_{k+1} = x'_{k+1} + k/(k+3) (x'_{k+1} − x'_k).
-
-    S takes α_k β off every |u_i − x_i|, returns x_i where that leaves nothing, and cuts to [0, 1]. (The paper's takes β
-    off, which weighs the l1 term with β/α_k: its β = 0.001 is about 0.1 here.) Among the adversarial images met, the
-    nearest is returned: by `decision` in "elastic" (‖·‖₂² + β ‖·‖₁) or in "l1". c is searched for as in `cw`.
-    Cost: rounds · steps times two forward and one backward pass at most. Source: Chen et al., EAD: elastic-net attacks
-    to deep neural networks via adversarial examples, AAAI 2018, section 4; the other constants as in their code.
-    """
-    if decision not in ("elastic", "l1"):
-        raise ValueError(f"decision must be 'elastic' or 'l1', not {decision!r}")
-    nearest = _Nearest(x)
-
-    def attempt(c: Tensor) -> Tensor:
-        ever, before = torch.zeros_like(y, dtype=torch.bool), torch.full_like(c, torch.inf)
-        rows, u, x_adv, x_, y_, target_ = torch.arange(len(x), device=x.device), x, x, x, y, target
-        for k in range(steps):
-            v = u.detach().requires_grad_()
-            _, _, loss, g, _ = _penalised(model, v, v, x_, y_, target_, kappa, c, _squared, rows)
-            alpha = lr * (1 - k / steps) ** 0.5
-            last, x_adv = x_adv, (x_ + F.softshrink(v.detach() - alpha * g - x_, alpha * beta)).clamp_(0, 1)
-            u = x_adv + k / (k + 3) * (x_adv - last)
-            with torch.no_grad(), asking(model, rows):
-                hit = _adversarial(model(x_adv), y_, target_, kappa)
-            l1 = L1.norm(x_adv - x_)
-            nearest.see(rows, x_adv, l1 if decision == "l1" else _squared(x_adv - x_) + beta * l1, hit)
-            ever[rows] |= hit
-            if k % max(steps // 10, 1) == 0:
-                falls = loss < 0.9999 * before
-                rows, u, x_adv, before, c, x_, y_, target_ = take(falls, rows, u, x_adv, loss, c, x_, y_, target_)
-                if not len(rows):
-                    break
-        return ever
-
-    _search_c(attempt, torch.full_like(nearest.distance, c), rounds)
-    return nearest.x_adv
-
-
 @per_image
 def jsma(
     model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, theta: float = 1.0, gamma: float = 0.145,
@@ -374,9 +135,10 @@ def jsma(
         argmax_{p≠q} −α β   with   α = Σ_{i∈{p,q}} ∂z_t/∂x_i > 0,   β = Σ_{i∈{p,q}} Σ_{j≠t} ∂z_j/∂x_i < 0
 
     of those that are not at the edge of the box yet (θ < 0 darkens: both signs turn). It stops at success, when no pair
-    is left, or when a share γ of the features has been used. Without a target, t is the second most likely class at x,
-    and any wrong class ends it. Cost: per pair and image not yet fooled, one forward and two backward passes, as only
-    two sums of the K gradients are read.
+    is left, or when a share γ of the features has been used. Without a target any wrong class ends it; t is then the
+    most likely wrong class at x, and where that one is out of reach, the next likely ones, each from x again.
+    Cost: per pair and image not yet fooled, one forward and two backward passes, as only two sums of the K gradients
+    are read; without a target one forward pass more.
     Source: Papernot et al., The limitations of deep learning in adversarial settings, EuroS&P 2016, algorithms 2 and 3,
     on logits; θ and γ (14.5 % of the features) as there.
     """
@@ -384,28 +146,49 @@ def jsma(
         raise ValueError(f"theta must lie in [-1, 1] and not be zero, not {theta:g}")
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma is a share of the features, in (0, 1], not {gamma:g}")
-    x_adv, t = x.clone(), target
-    open_ = torch.arange(len(x), device=x.device)
-    for step in range(int(gamma * x[0].numel() / 2) + 1):
-        v, y_, target_ = take(open_, x_adv, y, target)
-        with asking(model, open_):
-            z = model(v.requires_grad_())
-        if t is None:
-            t = z.detach().scatter(1, y[:, None], -torch.inf).argmax(1)
-        toward = F.one_hot(t[open_], z.shape[1]).to(z.dtype)
-        left = ~_adversarial(z.detach(), y_, target_)
-        if not bool(left.any()) or step == int(gamma * x[0].numel() / 2):
+    found, open_ = x.clone(), torch.arange(len(x), device=x.device)
+    if target is not None:
+        goals = target[None]
+    else:
+        with torch.no_grad():
+            z = model(x)
+        goals = z.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)[:, :-1].T
+        open_ = open_[~_adversarial(z, y, None)]
+    for t in goals:
+        if not len(open_):
             break
+        with asking(model, open_):
+            x_adv, hit = _saturate(model, x[open_], y[open_], t[open_], target is not None, theta, gamma)
+        found[open_[hit]] = x_adv[hit]
+        open_ = open_[~hit]
+    return found
+
+
+def _saturate(model, x, y, t, targeted: bool, theta: float, gamma: float) -> tuple[Tensor, Tensor]:
+    """Saturate pairs of features towards class t: the images, and whether they got there (or, not targeted, away)."""
+    x_adv, hit = x.clone(), torch.zeros_like(y, dtype=torch.bool)
+    open_ = torch.arange(len(x), device=x.device)
+    pairs = int(gamma * x[0].numel() / 2)
+    for step in range(pairs + 1):
+        v = laid_out(x_adv[open_]).requires_grad_()
+        with asking(model, open_):
+            z = model(v)
+        now = _adversarial(z.detach(), y[open_], t[open_] if targeted else None)
+        hit[open_[now]] = True
+        if step == pairs or bool(now.all()):
+            break
+        toward = F.one_hot(t[open_], z.shape[1]).to(z.dtype)
         up, others = _gradients(z, v, torch.stack([toward, 1 - toward])).flatten(2) * (1 if theta > 0 else -1)
         v = v.detach().flatten(1)
         movable = v < 1 if theta > 0 else v > 0
-        pair, found = _best_pair(torch.where(movable, up, -torch.inf), torch.where(movable, -others, -torch.inf))
+        pair, exists = _best_pair(torch.where(movable, up, -torch.inf), torch.where(movable, -others, -torch.inf))
         v = v.scatter_add(1, pair, torch.full_like(pair, theta, dtype=v.dtype)).clamp_(0, 1).view(-1, *x.shape[1:])
-        x_adv[open_[left & found]] = v[left & found]
-        open_ = open_[left & found]
+        go_on = exists & ~now
+        x_adv[open_[go_on]] = v[go_on]
+        open_ = open_[go_on]
         if not len(open_):
             break
-    return x_adv
+    return x_adv, hit
 
 
 def _best_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

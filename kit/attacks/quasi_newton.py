@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from kit.attacks.minimal import _adversarial, _Nearest, _search_c, _squared
-from kit.core import asking, cross_entropy, features, per_image, take
+from kit.attacks.minimal import _adversarial
+from kit.attacks.penalty import _Nearest, _search_c, _squared
+from kit.core import asking, cross_entropy, features, laid_out, per_image, take
 
 Function = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -104,7 +105,7 @@ def lbfgs(
 
         def f(v: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             x_, y_, target_, c_ = take(rows, x, y, target, c)
-            v = v.detach().requires_grad_()
+            v = laid_out(v).detach().requires_grad_()
             with asking(model, rows):
                 z = model(v)
             size = _squared(v - x_)
@@ -151,7 +152,7 @@ def feature_adversary(
         wanted = [hidden[name].clone() for name in names]
 
         def f(v: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            v = v.detach().requires_grad_()
+            v = laid_out(v).detach().requires_grad_()
             with asking(model, rows):
                 model(v)
             parts = [_squared(hidden[name] - w[rows]) for name, w in zip(names, wanted, strict=True)]

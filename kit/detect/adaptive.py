@@ -9,7 +9,7 @@ Evading adversarial example detection defenses with orthogonal projected gradien
 import torch
 from torch import Tensor, nn
 
-from kit.core import Trace, ball, margin, optimise, per_image, steepest
+from kit.core import Trace, ball, laid_out, margin, optimise, per_image, steepest
 from kit.detect.detector import Detector
 
 AHEAD = 1e6  # a misclassified image is kept before any other
@@ -37,6 +37,7 @@ def evade(
     within = ball(norm, eps)
 
     def objective(x_adv: Tensor, k: int) -> Tensor:
+        x_adv = laid_out(x_adv)
         z = model(x_adv)
         m = margin(z, y) if target is None else -margin(z, target)
         return torch.where(m > kappa, -detector.evasion(x_adv), m.clamp(max=kappa) - AHEAD)

@@ -225,6 +225,17 @@ def test_jsma_finds_the_best_of_all_pairs():
         assert torch.allclose((a.gather(1, pair).sum(1) * b.gather(1, pair).sum(1))[found], best[found])
 
 
+def test_jsma_goes_on_to_the_next_class_where_the_likely_one_is_out_of_reach():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).requires_grad_(False)
+    model[1].weight.copy_(torch.tensor([-0.01, 0.0, 0.4])[:, None].expand(3, 16))
+    model[1].bias.copy_(torch.tensor([1.0, 0.9, 0.0]))  # class 1 comes next, but no pixel raises it
+    x, y = torch.zeros(4, 1, 4, 4), torch.zeros(4, dtype=torch.int64)
+    x_adv = jsma(model, x, y, gamma=0.5)
+    assert (logits(model, x_adv).argmax(1) == 2).all()
+    assert (distance(model, x, x_adv, y, norm="l0") == 4).all()  # two pairs, as one gives 0.8 against 0.98
+    assert torch.equal(jsma(model, x, y, target=torch.ones_like(y)), x)
+
+
 def test_only_images_still_unfooled_are_computed(linear):
     model, x, y = linear
     wrong = (y + 1) % 5

@@ -67,6 +67,12 @@ def tasks():
             f"Auto-PGD, 100 steps, {victim}", lambda model=model, x=x, y=y: bare_passes(model, x, y, 100),
             {"kit": lambda model=model, x=x, y=y: auto_pgd(model, x, y, eps=EPS), **found["auto_pgd"]}, success, 1.1,
             repeats=3)
+        for name_, bound, attack in (
+            ("DeepFool l2", replay(model, x, lambda m, x=x, y=y: deepfool(m, x, y), 9), "slow deepfool"),
+            ("CW l2, 50 steps", lambda model=model, x=x, y=y: bare_passes(model, x, y, 50), "slow cw"),
+        ):
+            if found[attack]:  # too slow to be run more than once
+                yield Task(f"{name_}, {victim}, slower libraries", bound, found[attack], quality, repeats=1)
         yield Task(
             f"JSMA, {victim}", replay(model, x, lambda m, x=x, y=y: jsma(m, x, y), 2),
             {"kit": lambda model=model, x=x, y=y: jsma(model, x, y), **found["jsma"]}, quality, 1.5, repeats=1)
@@ -74,7 +80,7 @@ def tasks():
 
 def peers(model, x, y):
     """The same attacks by other libraries, where they are installed."""
-    found: dict[str, dict] = {"deepfool": {}, "cw": {}, "auto_pgd": {}, "jsma": {}}
+    found: dict[str, dict] = {"deepfool": {}, "cw": {}, "auto_pgd": {}, "jsma": {}, "slow deepfool": {}, "slow cw": {}}
     if importlib.util.find_spec("foolbox"):
         import foolbox
 
@@ -87,14 +93,23 @@ def peers(model, x, y):
     if importlib.util.find_spec("torchattacks"):
         import torchattacks
 
+        tangent = torchattacks.DeepFool(model, steps=50, overshoot=0.02)
+        hinge = torchattacks.CW(model, c=1.0, kappa=0, steps=50, lr=0.01)
+        found["slow deepfool"]["torchattacks"] = lambda: tangent(x, y)
+        found["slow cw"]["torchattacks"] = lambda: hinge(x, y)
         ascent = torchattacks.APGD(model, norm="Linf", eps=EPS, steps=100, n_restarts=1, loss="ce")
         found["auto_pgd"]["torchattacks"] = lambda: ascent(x, y)
     if importlib.util.find_spec("art"):
-        from art.attacks.evasion import SaliencyMapMethod
+        from art.attacks.evasion import CarliniL2Method, DeepFool, SaliencyMapMethod
         from art.estimators.classification import PyTorchClassifier
 
         classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), 10, clip_values=(0, 1),
                                        device_type="cpu")
+        plane = DeepFool(classifier, max_iter=50, epsilon=0.02, nb_grads=10, batch_size=64, verbose=False)
+        weighed = CarliniL2Method(classifier, binary_search_steps=1, max_iter=50, initial_const=1.0, learning_rate=0.01,
+                                  batch_size=64, verbose=False)
+        found["slow deepfool"]["ART"] = lambda: torch.tensor(plane.generate(x.numpy()))
+        found["slow cw"]["ART"] = lambda: torch.tensor(weighed.generate(x.numpy(), y.numpy()))
         greedy = SaliencyMapMethod(classifier, theta=1.0, gamma=0.145, batch_size=64, verbose=False)
         found["jsma"]["ART"] = lambda: torch.tensor(greedy.generate(x.numpy()))
     return found

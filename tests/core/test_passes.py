@@ -142,6 +142,12 @@ def test_accuracy_and_success_are_those_of_the_logits(linear, small_chunks):
 def test_layout_is_channels_last_on_a_cpu():
     x = torch.rand(2, 3, 4, 4)
     assert laid_out(x).is_contiguous(memory_format=torch.channels_last)
+    grey = x[:, :1].contiguous().requires_grad_()
+    assert torch.equal(laid_out(grey), grey)
+    hidden = nn.Conv2d(1, 5, 3)(laid_out(grey))  # with one channel only the strides tell a convolution
+    assert hidden.is_contiguous(memory_format=torch.channels_last)
+    assert not hidden.is_contiguous()
+    assert torch.autograd.grad(laid_out(grey).sum(), grey)[0].eq(1).all()
 
 
 def test_seeds_and_devices():
