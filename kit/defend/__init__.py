@@ -2,11 +2,10 @@
 from kit.defend.adversarial_training import (
     adversarial_training,
     ensemble_adversarial_training,
-    noisy_training,
     single_step_training,
 )
 from kit.defend.purify import HGD, ComDefend, FeatureDistillation, RandomEnsemble, RandomResizePad
-from kit.defend.smoothing import ABSTAIN, Smoothed
+from kit.defend.smoothing import ABSTAIN, Smoothed, noisy_training
 from kit.defend.victims import load, names
 
 __all__ = [

@@ -85,19 +85,6 @@ def half_normal(n: int, eps: float, draws: torch.Generator) -> Tensor:
     return torch.erfinv(most * torch.rand(n, generator=draws)) * (eps / 2 * 2**0.5)
 
 
-def noisy_training(r: Recipe, x: Tensor, y: Tensor, *, sigma: float = 0.25, **how: Any) -> nn.Module:
-    """Every image gets noise N(0, σ²) in [0, 1] space, without clipping: what `Smoothed` asks of its network.
-
-    Cost: a step of training. Source: Cohen et al., Certified adversarial robustness via randomized smoothing, 2019.
-    """
-
-    def loss(model: nn.Module, xb: Tensor, yb: Tensor, draws: torch.Generator) -> Tensor:
-        noise = torch.randn(xb.shape, generator=draws).to(xb)
-        return F.cross_entropy(model(xb + sigma * noise), yb)
-
-    return fit(r, x, y, loss=loss, **how)
-
-
 def robust_accuracy(r: Recipe, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     """For the manifest: accuracy on clean images, and on 500 of them after `pgd` (20 steps) at ε = 4/255 and 8/255."""
     few = slice(0, 500)

@@ -100,6 +100,7 @@ RECIPES: dict[str, Recipe] = {
 
 SCENES: dict[str, Any] = {"images": 6000, "epochs": 12, "shift": 1, "flip": True}
 AT, PURIFY = "kit.defend.adversarial_training:", "kit.defend.purify:"
+NOISY = "kit.defend.smoothing:"
 RECIPES |= {
     # Defended victims, trained in `kit.defend`. In the thesis Inc-v3_ens3, Inc-v3_ens4 and IncRes-v2_adv stand here;
     # the construction is theirs, the families are ours. `at` is the min-max training, which those are not.
@@ -118,7 +119,8 @@ RECIPES |= {
         "scenes", "resnet", COLOUR, **SCENES, train=AT + "adversarial_training",
         options={"eps": 8 / 255, "steps": 5}, measure=AT + "robust_accuracy"),
     "noisy/inception": Recipe(
-        "scenes", "inception", COLOUR, **SCENES, train=AT + "noisy_training", options={"sigma": 0.25}),
+        "scenes", "inception", COLOUR, **SCENES, train=NOISY + "noisy_training", options={"sigma": 0.25},
+        measure=NOISY + "smoothed_figures"),
     "hgd/scenes": Recipe(
         "scenes", "unet", images=6000, epochs=6, shift=1, flip=True, train=PURIFY + "denoiser_training",
         options={"guide": "scenes/inception", "sources": ["scenes/inception", "scenes/resnet", "scenes/vgg"]},
