@@ -113,11 +113,12 @@ RECIPES |= {
         options={"static": ["scenes/inception", "scenes/resnet", "scenes/densenet", "scenes/vgg"], "eps": 16 / 255},
         measure=AT + "robust_accuracy"),
     "adv/resnet": Recipe(
-        "scenes", "resnet", COLOUR, **SCENES, train=AT + "single_step_training", options={"eps": 16 / 255},
+        "scenes", "resnet", COLOUR, **SCENES, train=AT + "single_step_training",
+        options={"eps": 16 / 255, "ramp": 0.5},
         measure=AT + "robust_accuracy"),
     "at/resnet": Recipe(
         "scenes", "resnet", COLOUR, **SCENES, train=AT + "adversarial_training",
-        options={"eps": 8 / 255, "steps": 5}, measure=AT + "robust_accuracy"),
+        options={"eps": 8 / 255, "steps": 3, "ramp": 0.5}, measure=AT + "robust_accuracy"),
     "noisy/inception": Recipe(
         "scenes", "inception", COLOUR, **SCENES, train=NOISY + "noisy_training", options={"sigma": 0.25},
         measure=NOISY + "smoothed_figures"),
