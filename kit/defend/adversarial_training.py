@@ -36,7 +36,7 @@ def adversarial_training(
     Cost: a step of training and `steps` + 1 forward and `steps` backward passes (one more forward for `clean`).
     Source: Madry et al., Towards deep learning models resistant to adversarial attacks, ICLR 2018, equation 2.1.
     """
-    shares = _growing(r, len(x), ramp)
+    shares = growing(r, len(x), ramp)
 
     def loss(model: nn.Module, xb: Tensor, yb: Tensor, draws: torch.Generator) -> Tensor:
         share = next(shares)
@@ -74,7 +74,7 @@ def ensemble_adversarial_training(
     Source: Tramèr et al., Ensemble adversarial training: attacks and defenses, ICLR 2018, section 3.4; the radius is
     that of Kurakin et al. (ICLR 2017). They use the least likely class as FGSM's target; here it is untargeted.
     """
-    shares = _growing(r, len(x), ramp)
+    shares = growing(r, len(x), ramp)
     others = [kit.models.load(name, how.get("device")) for name in static]
 
     def loss(model: nn.Module, xb: Tensor, yb: Tensor, draws: torch.Generator) -> Tensor:
@@ -87,8 +87,8 @@ def ensemble_adversarial_training(
     return fit(r, x, y, loss=loss, **how)
 
 
-def _growing(r: Recipe, images: int, ramp: float) -> Iterator[float]:
-    """The share of ε at each step: from 0 to 1 over the first `ramp` of them, then 1."""
+def growing(r: Recipe, images: int, ramp: float) -> Iterator[float]:
+    """The share of ε (or of another disturbance) at each step: from 0 to 1 over the first `ramp` of them, then 1."""
     rising = int(ramp * r.epochs * (images // min(r.batch, images)))
     yield from (step / rising for step in range(rising))
     yield from repeat(1.0)

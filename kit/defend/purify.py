@@ -20,6 +20,7 @@ import kit.models
 from kit.attacks import bim
 from kit.core import accuracy
 from kit.core import generator as seeded
+from kit.defend.adversarial_training import growing
 from kit.models import Recipe
 from kit.models.training import fit
 
@@ -245,17 +246,18 @@ def adversarial_versions(
 
 
 def codec_training(
-    r: Recipe, x: Tensor, y: Tensor, *, noise: float = 20.0, sparse: float = 1e-4, **how: Any
+    r: Recipe, x: Tensor, y: Tensor, *, noise: float = 20.0, ramp: float = 0.5, sparse: float = 1e-4, **how: Any
 ) -> nn.Module:
     """min E[mean (dec(b) − x)² + sparse · mean b²], b = σ(enc(x) − noise · N(0, 1)).
 
-    Only a code far from ½ survives the noise, so that rounding it afterwards loses little. On clean images alone.
-    Cost: a step of training.
+    Only a code far from ½ survives the noise, so that rounding it afterwards loses little. The noise grows from zero
+    over the share `ramp` of the steps. On clean images alone. Cost: a step of training.
     """
+    shares = growing(r, len(x), ramp)
 
     def loss(model: Any, xb: Tensor, yb: Tensor, draws: torch.Generator) -> Tensor:
         z = model.logits(xb)
-        b = (z - noise * torch.randn(z.shape, generator=draws).to(z)).sigmoid()
+        b = (z - next(shares) * noise * torch.randn(z.shape, generator=draws).to(z)).sigmoid()
         return F.mse_loss(model.decode(b), xb) + sparse * b.square().mean()
 
     return fit(r, x, y, loss=loss, **how)

@@ -127,7 +127,8 @@ RECIPES |= {
         options={"guide": "scenes/inception", "sources": ["scenes/inception", "scenes/resnet", "scenes/vgg"]},
         measure=PURIFY + "denoiser_figures"),
     "comdefend/scenes": Recipe(
-        "scenes", "codec", images=6000, epochs=10, train=PURIFY + "codec_training", measure=PURIFY + "codec_figures"),
+        "scenes", "codec", images=4800, epochs=10, batch=32, lr=3e-3, train=PURIFY + "codec_training",
+        options={"noise": 8.0}, measure=PURIFY + "codec_figures"),
 }
 
 
