@@ -127,7 +127,7 @@ RECIPES |= {
         options={"guide": "scenes/inception", "sources": ["scenes/inception", "scenes/resnet", "scenes/vgg"]},
         measure=PURIFY + "denoiser_figures"),
     "comdefend/scenes": Recipe(
-        "scenes", "codec", images=4800, epochs=10, batch=32, lr=3e-3, train=PURIFY + "codec_training",
+        "scenes", "codec", images=4800, epochs=8, batch=32, lr=3e-3, train=PURIFY + "codec_training",
         options={"noise": 8.0}, measure=PURIFY + "codec_figures"),
 }
 
