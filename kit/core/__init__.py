@@ -3,7 +3,7 @@ from kit.core.balls import L1, L2, Linf, ball
 from kit.core.checks import MisleadingModel, check_images, check_labels, check_model
 from kit.core.loop import Trace, adam, gradient, momentum, optimise, steepest
 from kit.core.losses import cross_entropy, cw, dlr, margin
-from kit.core.model import Normalize, QueryCounter, asking, features, fold_batch_norm, smooth_relu
+from kit.core.model import Ensemble, Normalize, QueryCounter, asking, features, fold_batch_norm, smooth_relu
 from kit.core.passes import accuracy, borrowed, chunk_size, chunks, fooled, laid_out, logits, per_image, take
 from kit.core.seeding import device, generator, normal, seed_everything, uniform
 
@@ -12,7 +12,7 @@ __all__ = [
     "MisleadingModel", "check_images", "check_labels", "check_model",
     "Trace", "adam", "gradient", "momentum", "optimise", "steepest",
     "cross_entropy", "cw", "dlr", "margin",
-    "Normalize", "QueryCounter", "asking", "features", "fold_batch_norm", "smooth_relu",
+    "Ensemble", "Normalize", "QueryCounter", "asking", "features", "fold_batch_norm", "smooth_relu",
     "accuracy", "borrowed", "chunk_size", "chunks", "fooled", "laid_out", "logits", "per_image", "take",
     "device", "generator", "normal", "seed_everything", "uniform",
 ]

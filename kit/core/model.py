@@ -1,5 +1,6 @@
-"""What the methods need of a model: normalisation inside it, hidden layers, counted queries, a smooth ReLU."""
+"""What the methods need of a model: normalisation inside it, several as one, hidden layers, counts, a smooth ReLU."""
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -22,6 +23,25 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+class Ensemble(nn.Module):
+    """Several networks as one, by the mean of their logits (Dong et al. 2018, section 3.4) or of their probabilities.
+
+    With average="probabilities" it returns the logarithm of the mean, whose softmax is that mean.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], average: str = "logits"):
+        super().__init__()
+        if average not in ("logits", "probabilities"):
+            raise ValueError(f"average must be 'logits' or 'probabilities', not {average!r}")
+        if not models:
+            raise ValueError("an ensemble needs at least one model")
+        self.models, self.average = nn.ModuleList(models), average
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.stack([model(x) for model in self.models])
+        return z.mean(0) if self.average == "logits" else z.log_softmax(2).logsumexp(0) - math.log(len(z))
 
 
 class QueryCounter(nn.Module):

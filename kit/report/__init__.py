@@ -3,6 +3,10 @@
 from kit.report import figures
 from kit.report.intervals import bootstrap_mean, paired, wilson
 from kit.report.numbers import record, records
-from kit.report.tables import table
+from kit.report.tables import Strong, table
+from kit.report.transfer import holm, transfer_means, transfer_summary, transfer_table
 
-__all__ = ["bootstrap_mean", "figures", "paired", "record", "records", "table", "wilson"]
+__all__ = [
+    "Strong", "bootstrap_mean", "figures", "holm", "paired", "record", "records", "table", "transfer_means",
+    "transfer_summary", "transfer_table", "wilson",
+]
