@@ -10,7 +10,7 @@ from torch import nn
 import kit.core.passes
 from kit.attacks import cw, deepfool, distance, ead, jsma, lbfgs, least_likely, next_class, success_curve
 from kit.attacks.minimal import _best_pair, _gradients
-from kit.core import MisleadingModel, QueryCounter, fooled, generator, logits, margin
+from kit.core import MisleadingModel, QueryCounter, fooled, generator, logits
 
 DUAL = {"linf": 1, "l2": 2}
 QUICK = {"steps": 100, "rounds": 5, "c": 0.1}
@@ -33,20 +33,6 @@ def exact_distance(model, x, y, norm):
     gaps = z.gather(1, y[:, None]) - z
     lengths = torch.linalg.vector_norm(w[y][:, None] - w[None], DUAL[norm], dim=2)
     return (gaps / lengths).masked_fill(nn.functional.one_hot(y, z.shape[1]).bool(), torch.inf).detach().min(1)
-
-
-def exact_elastic(model, x, y, beta):
-    """min ‖δ‖₂² + β ‖δ‖₁ with w·δ = gap has δ_i = sign(w_i) (s |w_i| − β)₊ / 2 for one s, found by bisection."""
-    z, w = model(x).detach().double(), model[1].weight.detach().double()
-    gaps, slopes = z.gather(1, y[:, None]) - z, (w[None] - w[y][:, None]).abs()
-    low, high = torch.zeros_like(gaps), torch.full_like(gaps, 100.0)
-    for _ in range(80):
-        s = (low + high) / 2
-        enough = ((s[..., None] * slopes - beta).clamp_min(0) / 2 * slopes).sum(2) >= gaps
-        low, high = torch.where(enough, low, s), torch.where(enough, s, high)
-    delta = (high[..., None] * slopes - beta).clamp_min(0) / 2
-    size = delta.square().sum(2) + beta * delta.sum(2)
-    return size.masked_fill(nn.functional.one_hot(y, z.shape[1]).bool(), torch.inf).amin(1)
 
 
 def small_network(seed=0, classes=5):
@@ -83,18 +69,6 @@ def test_the_distance_on_a_linear_model_is_the_closed_form(attack, norm, bound):
     if getattr(attack, "func", attack) is not deepfool:  # the nearest class as a target is as near
         aimed = distance(model, x, attack(model, x, y, target=nearest), y, norm=norm, target=nearest) / exact
         assert float(aimed.median()) <= bound
-
-
-def test_ead_minimises_the_elastic_net(linear):
-    model, x, y = linear
-    for beta in (0.01, 1.0):
-        delta = (ead(model, x, y, beta=beta, steps=100, rounds=7, c=0.1) - x).flatten(1)
-        ratio = (delta.square().sum(1) + beta * delta.abs().sum(1)) / exact_elastic(model, x, y, beta)
-        assert float(ratio.min()) >= 1 - 1e-4
-        assert float(ratio.median()) <= 1.05
-    options = {"steps": 100, "rounds": 5, "c": 0.1, "decision": "l1"}
-    dense, sparse = ((ead(model, x, y, beta=b, **options) - x).abs() > 1e-6 for b in (0.001, 1.0))
-    assert sparse.sum() < 0.5 * dense.sum()
 
 
 def test_deepfool_with_two_classes_is_the_papers_algorithm_1():
@@ -268,15 +242,6 @@ def test_distances_and_curves_say_what_was_returned(linear):
     one, wrong = x.clone(), (y + 1) % 5
     one[:, :2, 1, 1] = 0.5
     assert (distance(model, x, one, wrong, norm="l0")[fooled(model, one, wrong)] == 1).all()
-
-
-def test_confidence_is_reached_and_costs_distance():
-    model, x, y = small_network()
-    plain, sure = (cw(model, x, y, kappa=k, **QUICK) for k in (0.0, 0.5))
-    hit = fooled(model, sure, y)
-    assert hit.float().mean() > 0.9
-    assert margin(logits(model, sure), y)[hit].min() >= 0.499
-    assert (distance(model, x, sure, y) > distance(model, x, plain, y))[hit].all()
 
 
 def test_nothing_found_is_said_so():
