@@ -13,8 +13,9 @@ first. With `target` (N,) the constraint is argmax f(x') = target. Shared argume
     kappa    κ, by how much the winning logit must lead        c       where the search for the penalty's weight begins
 
 Each returns x' (N, C, H, W), and raises ValueError or TypeError for images, labels, norms and numbers that make no
-sense. An image that is misclassified already comes back as it was (to rounding), and from the penalty attacks one for which
-nothing was found; `distance` tells them apart, as it measures both success and distance on the tensor that was returned.
+sense. An image that is misclassified already comes back as it was (to rounding), and so does, from the penalty attacks,
+one for which nothing was found; `distance` tells them apart, as it measures both success and distance on the tensor
+that was returned.
 """
 from collections.abc import Callable
 
