@@ -13,8 +13,9 @@ first. With `target` (N,) the constraint is argmax f(x') = target. Shared argume
     kappa    κ, by how much the winning logit must lead        c       where the search for the penalty's weight begins
 
 Each returns x' (N, C, H, W), and raises ValueError or TypeError for images, labels, norms and numbers that make no
-sense. An image that is misclassified already comes back as it was (to rounding), and so does one for which nothing was
-found; `distance` tells them apart, as it measures both success and distance on the tensor that was returned.
+sense. An image that is misclassified already comes back as it was (to rounding), and so does, from the penalty attacks,
+one for which nothing was found; `distance` tells them apart, as it measures both success and distance on the tensor
+that was returned.
 """
 from collections.abc import Callable
 
@@ -136,7 +137,8 @@ def jsma(
 
     of those that are not at the edge of the box yet (θ < 0 darkens: both signs turn). It stops at success, when no pair
     is left, or when a share γ of the features has been used. Without a target any wrong class ends it; t is then the
-    most likely wrong class at x, and where that one is out of reach, the next likely ones, each from x again.
+    most likely wrong class at x, and where that one is out of reach, the next likely ones, each from x again. Where
+    all are, the image comes back as the first attempt left it.
     Cost: per pair and image not yet fooled, one forward and two backward passes, as only two sums of the K gradients
     are read; without a target one forward pass more.
     Source: Papernot et al., The limitations of deep learning in adversarial settings, EuroS&P 2016, algorithms 2 and 3,
@@ -146,7 +148,7 @@ def jsma(
         raise ValueError(f"theta must lie in [-1, 1] and not be zero, not {theta:g}")
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma is a share of the features, in (0, 1], not {gamma:g}")
-    found, open_ = x.clone(), torch.arange(len(x), device=x.device)
+    best, open_ = x.clone(), torch.arange(len(x), device=x.device)
     if target is not None:
         goals = target[None]
     else:
@@ -154,14 +156,15 @@ def jsma(
             z = model(x)
         goals = z.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)[:, :-1].T
         open_ = open_[~_adversarial(z, y, None)]
-    for t in goals:
+    for attempt, t in enumerate(goals):
         if not len(open_):
             break
         with asking(model, open_):
             x_adv, hit = _saturate(model, x[open_], y[open_], t[open_], target is not None, theta, gamma)
-        found[open_[hit]] = x_adv[hit]
+        kept = hit | (attempt == 0)
+        best[open_[kept]] = x_adv[kept]
         open_ = open_[~hit]
-    return found
+    return best
 
 
 def _saturate(model, x, y, t, targeted: bool, theta: float, gamma: float) -> tuple[Tensor, Tensor]:
