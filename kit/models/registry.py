@@ -12,6 +12,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from kit.core import Normalize
 from kit.core import device as pick_device
 from kit.data.real import first_line, patience
 from kit.models.families import FAMILIES
+from kit.models.purifiers import PURIFIERS
 
 SHIPPED = Path(__file__).parent / "weights"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's weights expect these
@@ -34,8 +36,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # to
 class Recipe:
     """How a network is built and trained. `build` are the arguments of its family.
 
-    `train(recipe, x, y, *, device, seed, progress) -> Module` is `kit.models.training.fit` where it is None. Whoever
-    has another way (adversarial training, in `kit.defend`) registers a Recipe under a new name with its own `train`.
+    `train(recipe, x, y, *, device, seed, progress, **options) -> Module` is `kit.models.training.fit` where it is None,
+    and `measure(recipe, model, x, y) -> dict` says what the manifest records of it on the test images, its "accuracy"
+    among it; None is `kit.models.training.clean_accuracy`. Either is a function, or "module:name" for what is imported
+    only when it is needed: a network that is trained by an attack is listed and loaded without `kit.defend`.
     """
 
     data: str
@@ -48,12 +52,28 @@ class Recipe:
     weight_decay: float = 1e-2
     shift: int = 0  # random translations by up to this many pixels
     flip: bool = False  # random left-right mirroring
-    train: Callable[..., nn.Module] | None = None
+    train: Callable[..., nn.Module] | str | None = None
+    options: dict[str, Any] = field(default_factory=dict)  # the settings of `train`
+    measure: Callable[..., dict[str, float]] | str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        values = asdict(self)
-        values["train"] = "fit" if self.train is None else f"{self.train.__module__}.{self.train.__qualname__}"
-        return values
+        """For the manifest, where what a recipe does not use is left out."""
+        values = asdict(self) | {"train": _dotted(self.train) or "fit", "measure": _dotted(self.measure)}
+        return {k: v for k, v in values.items() if v or k not in ("options", "measure")}
+
+
+def _dotted(function: Callable | str | None) -> str | None:
+    if function is None or isinstance(function, str):
+        return function and function.replace(":", ".")
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def imported(function: Callable | str) -> Callable:
+    """The function itself, or the one that "module:name" says."""
+    if not isinstance(function, str):
+        return function
+    module, _, name = function.partition(":")
+    return getattr(import_module(module), name)
 
 
 GREY = {"channels": 1, "size": 28, "mean": (0.5,), "std": (0.5,)}
@@ -78,6 +98,37 @@ RECIPES: dict[str, Recipe] = {
     "cifar10/mobilenet": Recipe("cifar10", "mobilenet", COLOUR | {"width": 48}, **CIFAR),
 }
 
+SCENES: dict[str, Any] = {"images": 6000, "epochs": 12, "shift": 1, "flip": True}
+AT, PURIFY = "kit.defend.adversarial_training:", "kit.defend.purify:"
+NOISY = "kit.defend.smoothing:"
+RECIPES |= {
+    # Defended victims, trained in `kit.defend`. In the thesis Inc-v3_ens3, Inc-v3_ens4 and IncRes-v2_adv stand here;
+    # the construction is theirs, the families are ours. `at` is the min-max training, which those are not.
+    "ens3/inception": Recipe(
+        "scenes", "inception", COLOUR, **SCENES, train=AT + "ensemble_adversarial_training",
+        options={"static": ["scenes/inception", "scenes/resnet", "scenes/densenet"], "eps": 16 / 255},
+        measure=AT + "robust_accuracy"),
+    "ens4/inception": Recipe(
+        "scenes", "inception", COLOUR, **SCENES, train=AT + "ensemble_adversarial_training",
+        options={"static": ["scenes/inception", "scenes/resnet", "scenes/densenet", "scenes/vgg"], "eps": 16 / 255},
+        measure=AT + "robust_accuracy"),
+    "adv/resnet": Recipe(
+        "scenes", "resnet", COLOUR, **SCENES, train=AT + "single_step_training", options={"eps": 16 / 255},
+        measure=AT + "robust_accuracy"),
+    "at/resnet": Recipe(
+        "scenes", "resnet", COLOUR, **SCENES, train=AT + "adversarial_training",
+        options={"eps": 8 / 255, "steps": 5}, measure=AT + "robust_accuracy"),
+    "noisy/inception": Recipe(
+        "scenes", "inception", COLOUR, **SCENES, train=NOISY + "noisy_training", options={"sigma": 0.25},
+        measure=NOISY + "smoothed_figures"),
+    "hgd/scenes": Recipe(
+        "scenes", "unet", images=6000, epochs=6, shift=1, flip=True, train=PURIFY + "denoiser_training",
+        options={"guide": "scenes/inception", "sources": ["scenes/inception", "scenes/resnet", "scenes/vgg"]},
+        measure=PURIFY + "denoiser_figures"),
+    "comdefend/scenes": Recipe(
+        "scenes", "codec", images=6000, epochs=10, train=PURIFY + "codec_training", measure=PURIFY + "codec_figures"),
+}
+
 
 def names() -> list[str]:
     """Every network that has a recipe. `load` also takes `imagenet/<name>` for torchvision's classifiers."""
@@ -95,14 +146,16 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def build(name: str, norm: bool = False) -> nn.Sequential:
+def build(name: str | Recipe, norm: bool = False) -> nn.Module:
     """The network of a recipe with fresh weights; with `norm=False` as it is shipped, batch norm folded away."""
-    r = recipe(name)
-    return FAMILIES[r.family](norm=norm, **r.build)
+    r = recipe(name) if isinstance(name, str) else name
+    return {**FAMILIES, **PURIFIERS}[r.family](norm=norm, **r.build)
 
 
 def load(name: str, device: str | torch.device | None = None) -> nn.Module:
     """A trained network in eval mode: images (N, C, H, W) in [0, 1] → logits (N, K). Its first layer normalises.
+
+    The purifiers (`hgd/…`, `comdefend/…`) return images instead; `kit.defend` puts them before a classifier.
 
     `device=None` is the CPU; "auto" the GPU where there is one. Raises ValueError for a name that does not exist or
     weights that are damaged, FileNotFoundError for a network that nobody has trained yet.

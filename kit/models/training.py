@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import kit.data
 from kit.core import accuracy, fold_batch_norm
 from kit.core import device as pick_device
-from kit.models.families import FAMILIES
-from kit.models.registry import COLOUR, RECIPES, Recipe, recipe
+from kit.models.registry import COLOUR, RECIPES, Recipe, build, imported, recipe
 
 Progress = Callable[[int, int, float], None]
+Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
 
 
 def train(
@@ -43,13 +43,15 @@ def train(
     where = pick_device(device)
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        model = (r.train or fit)(r, data.x, data.y, device=where, seed=seed, progress=progress)
+        trainer = imported(r.train or fit)
+        model = trainer(r, data.x, data.y, device=where, seed=seed, progress=progress, **r.options)
     model = fold_batch_norm(model.eval()).cpu()
     test = kit.data.load(r.data, "test")
+    figures = imported(r.measure or clean_accuracy)(r, model, test.x, test.y)
     entry = {
         "name": name,
         "family": r.family,
-        "accuracy": round(accuracy(model, test.x, test.y), 4),
+        **{k: round(v, 4) for k, v in figures.items()},
         "parameters": sum(p.numel() for p in model.parameters()),
         "images": len(data),
         "seed": seed,
@@ -60,16 +62,27 @@ def train(
     return model, entry
 
 
-def fit(
-    r: Recipe, x: Tensor, y: Tensor, *, device: torch.device, seed: int = 0, progress: Progress | None = None
-) -> nn.Module:
-    """min over θ of E[cross-entropy(f_θ(t(x)), y)], t a random translation and mirroring where the recipe says so.
+def clean_accuracy(r: Recipe, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    """What the manifest records where the recipe names nothing else."""
+    return {"accuracy": accuracy(model, x, y)}
 
-    AdamW; the learning rate rises to `lr` over 30 % of the steps and falls to zero along a cosine. Cost: `epochs`
-    forward and backward passes over x.
+
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, draws: torch.Generator) -> Tensor:
+    return F.cross_entropy(model(x), y)
+
+
+def fit(
+    r: Recipe, x: Tensor, y: Tensor, *, device: torch.device, seed: int = 0, progress: Progress | None = None,
+    loss: Loss = cross_entropy,
+) -> nn.Module:
+    """min over θ of E[loss(f_θ, t(x), y)], t a random translation and mirroring where the recipe says so.
+
+    The loss of a batch may draw random numbers from the generator that it is given: adversarial training perturbs the
+    images there. AdamW; the learning rate rises to `lr` over 30 % of the steps and falls to zero along a cosine.
+    Cost: `epochs` times the loss's forward and backward passes over x.
     """
     torch.manual_seed(seed)
-    model = FAMILIES[r.family](norm=True, **r.build).to(device).to(memory_format=torch.channels_last)
+    model = build(r, norm=True).to(device).to(memory_format=torch.channels_last)
     draws = torch.Generator().manual_seed(seed)
     batch = min(r.batch, len(x))
     per_epoch = len(x) // batch
@@ -80,13 +93,13 @@ def fit(
         for i in range(per_epoch):
             rows = order[i * batch : (i + 1) * batch]
             xb = augment(x[rows], r.shift, r.flip, draws).to(device).contiguous(memory_format=torch.channels_last)
-            loss = F.cross_entropy(model(xb), y[rows].to(device))
+            value = loss(model, xb, y[rows].to(device), draws)
             optimiser.zero_grad()
-            loss.backward()
+            value.backward()
             optimiser.step()
             schedule.step()
             if progress is not None:
-                progress(epoch * per_epoch + i + 1, r.epochs * per_epoch, loss.item())
+                progress(epoch * per_epoch + i + 1, r.epochs * per_epoch, value.item())
     return model
 
 

@@ -149,18 +149,6 @@ def models_list() -> None:
         _listing("models", import_module("kit.models").listing())
 
 
-def _recipe(name: str) -> Any:
-    """How `name` is trained: by `kit.defend.RECIPES`, if it needs an attack, else by `kit.models.train`."""
-    plain = import_module("kit.models").train
-    try:
-        defend = import_module("kit.defend")
-    except ModuleNotFoundError as error:
-        if error.name != "kit.defend":
-            raise
-        return plain
-    return getattr(defend, "RECIPES", {}).get(name, plain)
-
-
 @models.command("train")
 def models_train(
     name: Annotated[str, typer.Argument(help="A name that `kit models list` shows.")],
@@ -172,8 +160,9 @@ def models_train(
     with _mistakes():
         options = {"device": device, "seed": seed, "epochs": epochs}
         given = {key: value for key, value in options.items() if value is not None}
-        model, entry = _recipe(name)(name, **given)
-        path = import_module("kit.models").save(model, entry)
+        kit_models = import_module("kit.models")
+        model, entry = kit_models.train(name, **given)
+        path = kit_models.save(model, entry)
         _listing(name, [{key: value for key, value in entry.items() if not isinstance(value, dict | list)}])
         console.print(f"saved: {escape(_short(Path(path)))}", soft_wrap=True)
 

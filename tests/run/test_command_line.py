@@ -123,32 +123,19 @@ def test_a_mistake_in_another_part_is_one_line(monkeypatch):
     assert answer.stderr == "no data: set KIT_DATA\n"
 
 
-def test_training_takes_the_recipe_from_where_it_lives(monkeypatch):
+def test_training_saves_what_the_recipe_makes(monkeypatch):
     calls = []
 
-    def plain(name, **options):
-        calls.append(("models", name, options))
+    def train(name, **options):
+        calls.append((name, options))
         return "net", {"name": name, "accuracy": 0.5, "recipe": {"lr": 1}}
 
-    def robust(name, **options):
-        calls.append(("defend", name, options))
-        return "net", {"name": name}
-
-    module(monkeypatch, "kit.models", train=plain, save=lambda model, entry: Path(f"{entry['name']}.safetensors"))
-    monkeypatch.setitem(sys.modules, "kit.defend", None)  # as if it did not exist: the import raises
-    with pytest.raises(ModuleNotFoundError):
-        import kit.defend  # noqa: F401
+    module(monkeypatch, "kit.models", train=train, save=lambda model, entry: Path(f"{entry['name']}.safetensors"))
     answer = call("models", "train", "cnn", "--epochs", "2")
     assert answer.exit_code == 0, answer.output
     assert "cnn.safetensors" in answer.output
-    module(monkeypatch, "kit.defend", RECIPES={"cnn-at": robust})
     assert call("models", "train", "cnn-at", "--seed", "1", "--device", "cpu").exit_code == 0
-    assert call("models", "train", "mlp").exit_code == 0
-    assert calls == [
-        ("models", "cnn", {"epochs": 2}),
-        ("defend", "cnn-at", {"seed": 1, "device": "cpu"}),
-        ("models", "mlp", {}),
-    ]
+    assert calls == [("cnn", {"epochs": 2}), ("cnn-at", {"seed": 1, "device": "cpu"})]
 
 
 def test_the_scoreboard_is_written_from_the_chapters(monkeypatch, tmp_path):

@@ -1,0 +1,14 @@
+"""Defences: networks trained to withstand attacks, images purified before a network sees them, certificates."""
+from kit.defend.adversarial_training import (
+    adversarial_training,
+    ensemble_adversarial_training,
+    single_step_training,
+)
+from kit.defend.purify import HGD, ComDefend, FeatureDistillation, RandomEnsemble, RandomResizePad
+from kit.defend.smoothing import ABSTAIN, Smoothed, noisy_training
+from kit.defend.victims import load, names
+
+__all__ = [
+    "ABSTAIN", "HGD", "ComDefend", "FeatureDistillation", "RandomEnsemble", "RandomResizePad", "Smoothed",
+    "adversarial_training", "ensemble_adversarial_training", "load", "names", "noisy_training", "single_step_training",
+]

@@ -1,0 +1,94 @@
+"""Adversarial training: learn from the images that an attack makes of the training images, while learning.
+
+    min_θ E_(x,y) [ max_{‖δ‖∞ ≤ ε} CE(f_θ(x + δ), y) ]
+
+The three trainers differ in who looks for δ, and how long. Each is `kit.models.training.fit` with another loss, and
+stands in a recipe as `train="kit.defend.adversarial_training:…"` with its settings as `options`; what they share is
+
+    r       the kit.models.Recipe      x, y    training images and labels      device, seed, progress    as in `fit`
+
+Attacks are run on the network as it is used, in evaluation mode; the network then learns from what they return.
+"""
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kit.models
+from kit.attacks import fgsm, pgd
+from kit.core import accuracy
+from kit.models import Recipe
+from kit.models.training import fit
+
+
+def adversarial_training(
+    r: Recipe, x: Tensor, y: Tensor, *, eps: float = 8 / 255, steps: int = 7, step: float | None = None,
+    clean: float = 0.0, **how: Any,
+) -> nn.Module:
+    """Every batch is replaced by what `pgd` with `steps` steps from a random start makes of it against the network.
+
+    steps=1 with step = 1.25 eps is the fast variant: FGSM from a random start (Wong et al., ICLR 2020), which works
+    where the start is random and the step not too long. clean > 0 adds that share of the loss on the clean images:
+    (1 − clean) CE(f(x'), y) + clean CE(f(x), y).
+    Cost: a step of training and `steps` + 1 forward and `steps` backward passes (one more forward for `clean`).
+    Source: Madry et al., Towards deep learning models resistant to adversarial attacks, ICLR 2018, equation 2.1.
+    """
+
+    def loss(model: nn.Module, xb: Tensor, yb: Tensor, draws: torch.Generator) -> Tensor:
+        x_adv = pgd(model, xb, yb, eps=eps, step=step, steps=steps, generator=draws)
+        worst = F.cross_entropy(model(x_adv), yb)
+        return (1 - clean) * worst + clean * F.cross_entropy(model(xb), yb) if clean else worst
+
+    return fit(r, x, y, loss=loss, **how)
+
+
+def single_step_training(
+    r: Recipe, x: Tensor, y: Tensor, *, eps: float = 16 / 255, **how: Any,
+) -> nn.Module:
+    """Half of every batch is replaced by FGSM against the network itself, each image with its own |N(0, ε/2)| ≤ ε.
+
+    `ensemble_adversarial_training` without an ensemble, the training of Kurakin et al. (Adversarial machine learning
+    at scale, ICLR 2017). It can learn to hide its gradient instead of resisting: judge it by `pgd` and by transfer.
+    Cost: as below.
+    """
+    return ensemble_adversarial_training(r, x, y, static=(), eps=eps, **how)
+
+
+def ensemble_adversarial_training(
+    r: Recipe, x: Tensor, y: Tensor, *, static: Sequence[str] = (), eps: float = 16 / 255, **how: Any,
+) -> nn.Module:
+    """Half of every batch is replaced by FGSM against a network drawn among `static` (trained before) and itself.
+
+    The radius of each image is |N(0, ε/2)|, drawn again until it is at most ε, so that weak perturbations are learnt
+    too. Since the static networks do not follow, hiding the gradient does not help against them.
+    Cost: a step of training, and a forward and a backward pass for half of the batch.
+    Source: Tramèr et al., Ensemble adversarial training: attacks and defenses, ICLR 2018, section 3.4; the radius is
+    that of Kurakin et al. (ICLR 2017). They use the least likely class as FGSM's target; here it is untargeted.
+    """
+    others = [kit.models.load(name, how.get("device")) for name in static]
+
+    def loss(model: nn.Module, xb: Tensor, yb: Tensor, draws: torch.Generator) -> Tensor:
+        n = len(xb) // 2
+        source = [model, *others][int(torch.randint(len(others) + 1, (), generator=draws))]
+        radius = half_normal(n, eps, draws).to(xb.device)
+        x_adv = fgsm(source, xb[:n], yb[:n], eps=radius)
+        return F.cross_entropy(model(torch.cat([x_adv, xb[n:]])), yb)
+
+    return fit(r, x, y, loss=loss, **how)
+
+
+def half_normal(n: int, eps: float, draws: torch.Generator) -> Tensor:
+    """|N(0, ε/2)| on condition that it is at most ε, (n,): by the inverse of its distribution function."""
+    most = torch.erf(torch.tensor(2 / 2**0.5))  # P(|N(0, 1)| ≤ 2)
+    return torch.erfinv(most * torch.rand(n, generator=draws)) * (eps / 2 * 2**0.5)
+
+
+def robust_accuracy(r: Recipe, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    """For the manifest: accuracy on clean images, and on 500 of them after `pgd` (20 steps) at ε = 4/255 and 8/255."""
+    few = slice(0, 500)
+    attacked = {
+        f"pgd_{e}_255": accuracy(model, pgd(model, x[few], y[few], eps=e / 255, steps=20), y[few]) for e in (4, 8)
+    }
+    return {"accuracy": accuracy(model, x, y), **attacked}

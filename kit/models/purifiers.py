@@ -1,0 +1,84 @@
+"""Networks from images to images of the same size, which stand before a classifier: a U-Net and a binary codec.
+
+They are small like the classifiers: the widths are ours, the layout is the papers'. `kit.defend` trains them.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from kit.models.families import Add, Concat, conv
+
+
+class UNet(nn.Module):
+    """x̂ = x + dx(x), dx by an encoder and a decoder that sees the encoder's maps of its own scale.
+
+    Liao et al. (CVPR 2018) call it DUNET, since it predicts the negative noise and not the image: what it need not
+    change passes by. Three scales and about 80 000 parameters; theirs has five. Height and width are multiples of 4.
+    """
+
+    def __init__(self, channels: int = 3, width: int = 16, norm: bool = True):
+        super().__init__()
+        w = width
+        self.scale1 = nn.Sequential(conv(channels, w, norm=norm), conv(w, w, norm=norm))
+        self.scale2 = nn.Sequential(conv(w, 2 * w, stride=2, norm=norm), conv(2 * w, 2 * w, norm=norm))
+        self.scale3 = nn.Sequential(conv(2 * w, 3 * w, stride=2, norm=norm), conv(3 * w, 3 * w, norm=norm))
+        self.up = nn.Upsample(scale_factor=2, mode="nearest")
+        self.concat2, self.concat1, self.add = Concat(), Concat(), Add()
+        self.fuse2 = conv(5 * w, 2 * w, norm=norm)
+        self.fuse1 = conv(3 * w, w, norm=norm)
+        self.dx = nn.Conv2d(w, channels, 1)
+        for parameter in self.dx.parameters():
+            nn.init.zeros_(parameter)  # training starts from the identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.scale1(2 * x - 1)
+        two = self.scale2(one)
+        three = self.scale3(two)
+        two = self.fuse2(self.concat2(self.up(three), two))
+        one = self.fuse1(self.concat1(self.up(two), one))
+        return self.add(x, self.dx(one))
+
+
+class Codec(nn.Module):
+    """x̂ = dec(b), b = [σ(enc(x)) > ½] a binary code of `bits` maps as large as the image.
+
+    Encoder and decoder have nine 3×3 convolutions each, with ELU between, and the decoder ends in a sigmoid (Jia et
+    al., ComDefend, CVPR 2019). Their widths are 16, 32, 64, 128, 256, 128, 64, 32 and 12 maps for the code; the middle
+    is narrower here, to go with images of 32 × 32. Rounding is differentiated as the identity.
+    """
+
+    def __init__(
+        self, channels: int = 3, widths: Sequence[int] = (8, 12, 16, 24, 24, 24, 16, 12), bits: int = 12,
+        norm: bool = True,
+    ):
+        super().__init__()
+        there = (channels, *widths, bits)
+        self.encoder = _elus(there)
+        self.decoder = _elus((bits, *reversed(widths), channels))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What the code rounds: (N, bits, H, W)."""
+        return self.encoder(2 * x - 1)
+
+    def code(self, x: Tensor) -> Tensor:
+        """The code b in {0, 1}: (N, bits, H, W)."""
+        soft = self.logits(x).sigmoid()
+        return soft + (soft.round() - soft).detach()
+
+    def decode(self, b: Tensor) -> Tensor:
+        return self.decoder(b).sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.code(x))
+
+
+def _elus(widths: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for cin, cout in zip(widths, widths[1:], strict=False):
+        layers += [nn.Conv2d(cin, cout, 3, padding=1), nn.ELU()]
+    return nn.Sequential(*layers[:-1])
+
+
+PURIFIERS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "codec": Codec}

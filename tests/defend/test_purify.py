@@ -1,0 +1,241 @@
+
+import numpy as np
+import pytest
+import torch
+from scipy.fft import dctn, idctn
+from torch import nn
+
+import kit.data
+import kit.models
+from kit.attacks import bim
+from kit.core import accuracy, check_model, fold_batch_norm, generator, logits
+from kit.defend import HGD, ComDefend, FeatureDistillation, RandomEnsemble, RandomResizePad
+from kit.defend.purify import adversarial_versions
+from kit.models import build
+from kit.models.purifiers import Codec, UNet
+
+
+@pytest.fixture
+def model():
+    """Sees where things are, and takes images of any size."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5)).eval()
+
+
+@pytest.fixture
+def x():
+    return torch.rand(5, 3, 32, 32, generator=generator(1))
+
+
+def stirred(network):
+    """A learned network that does something, without training it."""
+    g = generator(5)
+    for p in network.parameters():
+        p.data.add_(0.05 * torch.randn(p.shape, generator=g))
+    return network.eval()
+
+
+def every(model, source=None):
+    yield RandomResizePad(model, draws=4, generator=source)
+    yield RandomEnsemble([model, model], draws=2, generator=source)
+    yield FeatureDistillation(model)
+    yield ComDefend(model, stirred(Codec()))
+    yield HGD(model, stirred(UNet(norm=False)))
+
+
+def test_each_changes_the_answer_of_an_image_that_depends_on_no_other(model, x):
+    victims = list(every(model))
+    before = torch.get_rng_state()
+    for victim in victims:
+        z = victim(x)
+        assert check_model(victim, x) == 5
+        assert (z.softmax(1) - model(x).softmax(1)).abs().max() > 1e-4
+        torch.testing.assert_close(z, victim(x), rtol=0, atol=0)
+        torch.testing.assert_close(z, torch.cat([victim(x[i:i + 1]) for i in range(5)]), rtol=1e-4, atol=1e-5)
+        assert not victim.training
+        y = x.clone().requires_grad_()
+        assert torch.autograd.grad(victim(y)[:, 0].sum(), y)[0].flatten(1).norm(dim=1).min() > 0
+    assert torch.equal(torch.get_rng_state(), before)
+    for victim in list(every(model, generator(3)))[:2]:
+        assert not torch.equal(victim(x), victim(x))
+
+
+# --- random transformations -----------------------------------------------------------------------------------------
+
+
+def resized_and_padded(image, size, down, right, mirrored):
+    """Pixel by pixel, from the words of the paper."""
+    new = 33 + int(size * 3)
+    top, left = int(down * (37 - new)), int(right * (37 - new))
+    out = np.zeros((3, 36, 36), dtype=np.float32)
+    for i in range(new):
+        for j in range(new):
+            out[:, top + i, left + j] = image[:, i * 32 // new, j * 32 // new]
+    return out[:, :, ::-1].copy() if mirrored < 0.5 else out
+
+
+def test_resize_and_pad_against_the_words_of_the_paper(model, x):
+    draws = torch.rand(6, 4, generator=generator(0)).tolist()
+    assert len({d[3] < 0.5 for d in draws}) == 2
+    p = 0
+    for numbers in draws:
+        changed = np.stack([resized_and_padded(image, *numbers) for image in x.numpy()])
+        p = p + model(torch.from_numpy(changed)).softmax(1) / 6
+    torch.testing.assert_close(RandomResizePad(model, draws=6)(x).softmax(1), p)
+
+
+def test_resize_and_pad_draws_everything(x):
+    seen = {"size": set(), "top": set(), "left": set(), "mirrored": set()}
+    ramp = torch.linspace(0.5, 1, 32).expand(1, 3, 32, 32)
+    for q in RandomResizePad(nn.Identity(), draws=400).transforms(32, 32):
+        z = q(ramp)[0, 0]
+        assert z.shape == (36, 36)
+        rows, columns = (z > 0).any(1).nonzero()[:, 0], (z > 0).any(0).nonzero()[:, 0]
+        assert len(rows) == len(columns) == rows[-1] - rows[0] + 1
+        seen["size"].add(len(rows))
+        seen["top"].add(int(rows[0]))
+        seen["left"].add(int(columns[0]))
+        seen["mirrored"].add(bool(z[rows[0], columns[0]] > z[rows[0], columns[-1]]))
+    assert seen == {"size": {33, 34, 35}, "top": {0, 1, 2, 3}, "left": {0, 1, 2, 3}, "mirrored": {False, True}}
+    (paper,) = RandomResizePad(nn.Identity(), draws=1).transforms(299, 299)
+    assert paper(torch.ones(1, 1, 299, 299)).shape == (1, 1, 331, 331)
+
+
+def test_an_ensemble_that_moves_nothing_is_the_mean_of_its_members(model, x):
+    other = nn.Sequential(model, nn.Linear(5, 5))
+    still = RandomEnsemble([model, other], draws=2, rotation=0, shear=0, shift=0, zoom=0)
+    torch.testing.assert_close(still(x).softmax(1), (model(x).softmax(1) + other(x).softmax(1)) / 2)
+
+
+def test_the_maps_are_what_they_are_called():
+    eye = torch.eye(2)
+    some = {"rotation": 0.0, "shear": 0.0, "shift": 0.0, "zoom": 0.0}
+    one = [nn.Identity()]
+    a = RandomEnsemble(one, draws=300, **some | {"rotation": 10.0}).maps()[0]
+    torch.testing.assert_close(a[:, :, :2] @ a[:, :, :2].mT, eye.expand(300, 2, 2))
+    angle = torch.rad2deg(torch.asin(a[:, 1, 0]))
+    assert -10 <= angle.min() < -9
+    assert 9 < angle.max() <= 10
+    a = RandomEnsemble(one, draws=300, **some | {"shift": 0.1}).maps()[0]
+    torch.testing.assert_close(a[:, :, :2], eye.expand(300, 2, 2))
+    assert 0.19 < a[:, :, 2].abs().max() <= 0.2  # the side is 2 long in these coordinates
+    a = RandomEnsemble(one, draws=300, **some | {"zoom": 0.2}).maps()[0]
+    assert a[:, 0, 0].min() == pytest.approx(1 / 1.2, abs=0.01)
+    assert a[:, 0, 0].max() == pytest.approx(1 / 0.8, abs=0.02)
+    a = RandomEnsemble(one, draws=300, **some | {"shear": 0.3}).maps()[0]
+    torch.testing.assert_close(torch.linalg.det(a[:, :, :2]), torch.ones(300))
+    assert a[:, 0, 1].abs().max() == pytest.approx(0.3, abs=0.01)
+
+
+# --- compression ----------------------------------------------------------------------------------------------------
+
+
+def distilled(channel):
+    """A channel by SciPy, block by block."""
+    q = np.full((8, 8), 30.0)
+    q[:4, :4] = 25
+    out = np.empty_like(channel)
+    for i in range(0, channel.shape[0], 8):
+        for j in range(0, channel.shape[1], 8):
+            levels = dctn(255 * channel[i:i + 8, j:j + 8], norm="ortho") / q
+            out[i:i + 8, j:j + 8] = idctn(np.round(levels) * q, norm="ortho") / 255
+    return out.clip(0, 1)
+
+
+def test_feature_distillation_against_scipy_on_every_image(model):
+    scenes = kit.data.load("scenes", "test", n=6).x.double()
+    q = FeatureDistillation(model).double().purify
+    found = q(scenes)
+    for image, result in zip(scenes.numpy(), found.numpy(), strict=True):  # the first as well
+        for channel, expected in zip(image, result, strict=True):
+            assert np.abs(distilled(channel) - expected).max() < 1e-6
+    assert 0.005 < (found - scenes).abs().mean() < 0.05
+    torch.testing.assert_close(q(scenes[:, :, :28, :20]), q(torch.nn.functional.pad(
+        scenes[:, :, :28, :20], (0, 4, 0, 4), mode="replicate"))[:, :, :28, :20])
+
+
+def test_feature_distillation_removes_what_is_smaller_than_its_steps(model):
+    flat = torch.full((1, 3, 32, 32), 0.5)
+    q = FeatureDistillation(model).purify
+    noisy = flat + 2 / 255 * torch.randn(flat.shape, generator=generator(0))
+    torch.testing.assert_close(q(noisy), q(flat), rtol=0, atol=1e-5)
+    wave = flat + 0.2 * torch.sin(torch.arange(32.0))
+    assert (q(wave) - wave).abs().max() < 0.08  # and keeps what is larger
+
+
+def test_a_code_is_binary_and_can_be_seen_through(x):
+    codec = stirred(Codec())
+    b = codec.code(x)
+    assert b.shape == (5, 12, 32, 32)
+    assert set(b.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(b, (codec.logits(x) > 0).float())
+    torch.testing.assert_close(codec(x), codec.decode(b))
+    assert [m.out_channels for m in codec.encoder if isinstance(m, nn.Conv2d)] == [8, 12, 16, 24, 24, 24, 16, 12, 12]
+    assert sum(isinstance(m, nn.Conv2d) for m in codec.decoder) == 9
+
+
+# --- the two that are learned ---------------------------------------------------------------------------------------
+
+
+def test_an_untrained_denoiser_changes_nothing_and_folds(x):
+    network = UNet().eval()
+    torch.testing.assert_close(network(x), x)
+    network = stirred(network)
+    folded = fold_batch_norm(network)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    torch.testing.assert_close(folded(x), network(x), rtol=1e-4, atol=1e-4)
+    bare = build("hgd/scenes")
+    bare.load_state_dict(folded.state_dict())
+    torch.testing.assert_close(bare.eval()(x), folded(x))
+
+
+def test_adversarial_versions(linear):
+    model, x, y = linear
+    eps = 0.1
+    made = adversarial_versions(x.repeat(10, 1, 1, 1), y.repeat(10), [model], eps, generator(0))
+    size = (made - x.repeat(10, 1, 1, 1)).flatten(1).abs().amax(1)
+    assert 0.1 < (size == 0).float().mean() < 0.3  # a fifth stays clean
+    assert size.max() <= eps + 1e-6
+    assert abs(size[size > 0].mean() - eps / 2) < 0.01
+    margin = lambda z: z.gather(1, y.repeat(10)[:, None])[:, 0]  # noqa: E731
+    moved = size > 0
+    worse = model(made).log_softmax(1), model(x.repeat(10, 1, 1, 1)).log_softmax(1)
+    assert (margin(worse[0]) < margin(worse[1]))[moved].all()
+
+
+@pytest.fixture(scope="module")
+def attacked():
+    """200 scenes, and BIM at 16/255 against a network that the denoiser never met."""
+    d = kit.data.load("scenes", "test", n=200)
+    return d, bim(kit.models.load("scenes/mobilenet"), d.x, d.y, eps=16 / 255)
+
+
+def test_the_denoiser_undoes_attacks_from_a_network_it_never_met(attacked):
+    d, x_adv = attacked
+    model = kit.models.load("scenes/inception")
+    victim = HGD(model)
+    assert accuracy(victim, d.x, d.y) > 0.94
+    assert accuracy(victim, x_adv, d.y) > accuracy(model, x_adv, d.y) + 0.2
+    z = logits(model, d.x)
+    error = [(logits(v, x_adv) - z).abs().mean().item() for v in (model, victim)]
+    assert error[1] < 0.6 * error[0]
+    # What it takes away is the perturbation, and not only something as large.
+    change, noise = victim.purify(x_adv) - x_adv, x_adv - d.x
+    assert torch.nn.functional.cosine_similarity(-change.flatten(1), noise.flatten(1)).mean() > 0.2
+
+
+def test_the_codec_keeps_what_matters(attacked):
+    d, x_adv = attacked
+    victim = ComDefend(kit.models.load("scenes/inception"))
+    assert (victim.purify(d.x) - d.x).square().mean() < 0.004
+    assert accuracy(victim, d.x, d.y) > 0.9
+    assert accuracy(victim, x_adv, d.y) > accuracy(victim.model, x_adv, d.y) - 0.05
+
+
+def test_what_makes_no_sense(model):
+    with pytest.raises(ValueError, match="draws must be 1 or more"):
+        RandomResizePad(model, draws=0)
+    with pytest.raises(ValueError, match="at least one model"):
+        RandomEnsemble([])

@@ -1,0 +1,139 @@
+import math
+
+import pytest
+import torch
+from scipy.stats import binomtest, norm
+from torch import nn
+
+from kit.core import check_model, generator
+from kit.defend import ABSTAIN, Smoothed
+from kit.defend.smoothing import clopper_pearson
+
+
+class Halves(nn.Module):
+    """Two classes, the sign of w·(x − ½) − b: under noise everything about it is known."""
+
+    def __init__(self, w, b=0.0):
+        super().__init__()
+        self.w, self.b, self.seen = w, b, []
+
+    def forward(self, x):
+        self.seen.append(x)
+        score = (x - 0.5).flatten(1) @ self.w - self.b
+        return torch.stack([score, -score], 1)
+
+
+@pytest.fixture
+def halves():
+    return Halves(torch.randn(48, generator=generator(1)))
+
+
+@pytest.fixture
+def x():
+    return 0.2 + 0.6 * torch.rand(30, 3, 4, 4, generator=generator(2))
+
+
+def distance(model, x):
+    """To the boundary: of a linear classifier σ Φ⁻¹(P(f(x + ε) = g(x))) is exactly this."""
+    z = model(x)
+    return (z[:, 0].abs() / model.w.norm()).double(), z.argmax(1)
+
+
+def test_certificates_of_a_linear_classifier(halves, x):
+    exact, label = distance(halves, x)
+    smoothed = Smoothed(halves, sigma=0.3)
+    found, radius = smoothed.certify(x, n0=100, n=4000, alpha=0.001)
+    clear = exact > 0.1
+    assert torch.equal(found[clear], label[clear])
+    assert (radius <= exact).all()
+    sure = found != ABSTAIN
+    assert (radius[~sure] == 0).all()
+    k = 4000 * torch.as_tensor(norm.cdf(exact / 0.3))  # what the bound says when the count is its expectation
+    expected = 0.3 * norm.ppf(clopper_pearson(k.round().numpy(), 4000, 0.001))
+    assert (radius[clear] - torch.as_tensor(expected)[clear]).abs().max() < 0.05
+    assert (radius[clear] > 0.6 * exact[clear].clamp(max=0.8)).float().mean() > 0.8  # and not by being timid
+
+
+def test_votes_are_the_probability(halves, x):
+    exact, label = distance(halves, x)
+    counts = Smoothed(halves, sigma=0.3).counts(x, 3000)
+    assert (counts.sum(1) == 3000).all()
+    share = counts.gather(1, label[:, None])[:, 0] / 3000
+    assert (share - torch.as_tensor(norm.cdf(exact / 0.3))).abs().max() < 0.04
+
+
+def test_ceiling():
+    sure = Smoothed(Halves(torch.zeros(48), -1.0), sigma=0.5)
+    assert [round(sure.ceiling(n) / 0.5, 2) for n in (100, 1000, 10_000)] == [1.50, 2.46, 3.20]
+    found, radius = sure.certify(torch.full((1, 3, 4, 4), 0.5), n=100)
+    assert found.item() == 0
+    assert radius.item() == pytest.approx(sure.ceiling(100), rel=1e-5)
+
+
+def test_bounds_and_tests_against_scipy(halves, x):
+    for k, n in ((0, 20), (1, 20), (13, 20), (20, 20), (950, 1000)):
+        exact = binomtest(k, n, alternative="greater").proportion_ci(0.99, method="exact").low
+        assert clopper_pearson(torch.tensor(k).numpy(), n, 0.01) == pytest.approx(exact, abs=1e-9)
+    smoothed = Smoothed(halves, sigma=1.0)
+    counts, answers = smoothed.counts(x, 60), smoothed.predict(x, n=60, alpha=0.05)
+    for row, answer in zip(counts.tolist(), answers.tolist(), strict=True):
+        sure = binomtest(max(row), sum(row), 0.5).pvalue <= 0.05
+        assert answer == (row.index(max(row)) if sure else ABSTAIN)
+    assert (answers == ABSTAIN).any()
+    assert (answers != ABSTAIN).any()
+
+
+def test_an_even_vote_abstains():
+    coin = Smoothed(Halves(torch.ones(48)), sigma=0.5)
+    middle = torch.full((4, 3, 4, 4), 0.5)
+    assert (coin.predict(middle) == ABSTAIN).all()
+    found, radius = coin.certify(middle, n=500)
+    assert (found == ABSTAIN).all()
+    assert (radius == 0).all()
+
+
+def test_noise_is_as_stated_and_never_used_twice():
+    model = Halves(torch.ones(48))
+    Smoothed(model, sigma=0.25).certify(torch.full((1, 3, 4, 4), 0.9), n0=50, n=150)
+    noise = torch.cat(model.seen) - 0.9
+    assert len(noise) == 200
+    assert len(noise.flatten(1).unique(dim=0)) == 200  # the votes that choose and those that count are others
+    assert noise.std().item() == pytest.approx(0.25, rel=0.03)
+    assert abs(noise.mean().item()) < 0.01
+    assert (noise + 0.9).max() > 1.2  # not clipped
+
+
+def test_an_image_does_not_depend_on_the_others(halves, x):
+    smoothed = Smoothed(halves, sigma=0.5, draws=5)
+    before = torch.get_rng_state()
+    whole, alone = smoothed.counts(x, 50), torch.cat([smoothed.counts(x[i:i + 1], 50) for i in range(len(x))])
+    assert torch.equal(whole, alone)
+    torch.testing.assert_close(smoothed(x), torch.cat([smoothed(x[i:i + 1]) for i in range(len(x))]))
+    assert torch.equal(torch.get_rng_state(), before)
+    fresh = Smoothed(halves, sigma=0.5, draws=5, generator=generator(4))
+    assert not torch.equal(fresh(x), fresh(x))
+    source = generator(4)
+    assert not torch.equal(smoothed.counts(x, 50, source), smoothed.counts(x, 50, source))
+
+
+def test_as_a_victim(halves, x):
+    smoothed = Smoothed(halves, sigma=0.5, draws=400)
+    x = x.requires_grad_()
+    assert check_model(smoothed, x.detach()) == 2
+    z = smoothed(x)
+    p = torch.stack([halves(x + e).softmax(1) for e in smoothed._noise(x, 400, generator())]).mean(0)
+    torch.testing.assert_close(z.exp(), p)
+    exact, label = distance(halves, x)
+    assert torch.equal(z.argmax(1)[exact > 0.1], label[exact > 0.1])
+    (g,) = torch.autograd.grad(z[:, 0].sum(), x)
+    assert (g.flatten(1) @ halves.w > 0).all()
+
+
+def test_what_makes_no_sense(halves, x):
+    with pytest.raises(ValueError, match="sigma must be positive"):
+        Smoothed(halves, sigma=0)
+    with pytest.raises(ValueError, match="at least one noisy copy"):
+        Smoothed(halves).counts(x, 0)
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        Smoothed(halves).predict(3 * x)
+    assert math.isfinite(Smoothed(halves)(x).min().item())
