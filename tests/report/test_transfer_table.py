@@ -27,10 +27,13 @@ def test_cells_hold_the_metric_its_interval_the_best_and_what_is_real():
     assert bim[3] == f"60.0 [{100 * low:.0f}, {100 * high:.0f}] ▲"
     assert other[2].endswith("▼")  # here BIM is the better one
     assert "▲" not in bim[4]  # one image of a hundred
-    assert "<strong>20.0" in found.html() and "<strong>60.0" not in found.html()
-    assert "**20.0" in found.markdown() and "**20.0" in repr(found)
+    assert "<strong>20.0" in found.html()
+    assert "<strong>60.0" not in found.html()
+    assert "**20.0" in found.markdown()
+    assert "**20.0" in repr(found)
     assert found.html().count("<strong>0.0") == 2  # a tie is bold twice
-    assert "▲" not in ata[3] and "▼" not in worse[2]  # marks stand with the others
+    assert "▲" not in ata[3]
+    assert "▼" not in worse[2]  # marks stand with the others
 
 
 def test_the_fooling_rate_is_what_accuracy_leaves():
@@ -42,11 +45,14 @@ def test_the_fooling_rate_is_what_accuracy_leaves():
 def test_the_summary_averages_over_other_networks_image_by_image():
     means = transfer_means(OUTCOME, victims=["a", "b"])
     assert means["BIM"].shape == (100,)
-    assert means["BIM"].mean() == pytest.approx(0.5) and means["ATA"].mean() == pytest.approx(0.45)
+    assert means["BIM"].mean() == pytest.approx(0.5)
+    assert means["ATA"].mean() == pytest.approx(0.45)
     rows = transfer_summary(OUTCOME, ours="ATA", victims=["a", "b"]).rows
-    assert rows[0][2].startswith("5.0 [") and rows[1][2] == ""
+    assert rows[0][2].startswith("5.0 [")
+    assert rows[1][2] == ""
     rows = transfer_summary(OUTCOME, ours="ATA", victims=["a", "b"], metric="fooling rate").rows
-    assert rows[0][1].startswith("50.0") and rows[0][2].startswith("5.0 [")
+    assert rows[0][1].startswith("50.0")
+    assert rows[0][2].startswith("5.0 [")
 
 
 def test_holm_steps_down():
@@ -59,7 +65,8 @@ def test_holm_steps_down():
 def test_marks_need_more_than_one_test_would():
     """Nine images of 100 fooled by one attack alone: significant once, not among thirty comparisons."""
     base, more = right(50), right(41)
-    assert paired(base, more) == pytest.approx(binomtest(0, 9).pvalue) and paired(base, more) < 0.05
+    assert paired(base, more) == pytest.approx(binomtest(0, 9).pvalue)
+    assert paired(base, more) < 0.05
     one = {("s", "BIM"): {"v": base}, ("s", "ATA"): {"v": more}}
     assert "▲" in transfer_table(one, ours="ATA").rows[0][2]
     many = {("s", "BIM"): {f"v{i}": base if i == 0 else right(50) for i in range(30)},
