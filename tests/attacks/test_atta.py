@@ -7,7 +7,6 @@ from torch import nn
 import kit.core.passes
 from kit.attacks import Transformation, at_si_ni_ti_dim, atta, bim, si_ni_ti_dim, train_transformation
 from kit.core import Trace, cross_entropy, fooled, generator, gradient, logits
-from kit.core.loop import adam
 
 EPS = 0.1
 
@@ -133,8 +132,8 @@ def test_without_gamma_it_is_the_attack_it_extends(deep):
     plain = si_ni_ti_dim(model, x, y, eps=EPS, generator=one)
     assert torch.equal(at_si_ni_ti_dim(model, x, y, T=T, eps=EPS, gamma=0.0, generator=two), plain)
     assert not torch.equal(at_si_ni_ti_dim(model, x, y, T=T, eps=EPS, generator=generator(3)), plain)
-    target = (y + 1) % 5
-    assert torch.equal(atta(model, x, y, T=T, eps=EPS, gamma=0.0, target=target), bim(model, x, y, eps=EPS, target=target))
+    aimed = {"eps": EPS, "target": (y + 1) % 5}
+    assert torch.equal(atta(model, x, y, T=T, gamma=0.0, **aimed), bim(model, x, y, **aimed))
 
 
 def test_the_attack_climbs_both_terms_as_written(deep):
@@ -220,7 +219,7 @@ def test_mistakes_get_one_sentence(deep):
         atta(model, x, y, T=T, eps=EPS)
     with pytest.raises(ValueError, match="4 transformations for 9 images"):
         T(x)
-    for wrong, said in (({"kernel": 4}, "odd kernel"), ({"width": 2}, "width of 3"), ({"start": "zero"}, "start must be"),
+    for wrong, said in (({"kernel": 4}, "odd kernel"), ({"width": 2}, "width of 3"), ({"start": "zero"}, "start must"),
                         ({"outer": 0}, "outer"), ({"eps": 16}, "16/255")):
         with pytest.raises(ValueError, match=said):
             train_transformation(model, x, y, **({"eps": EPS} | wrong))
