@@ -15,7 +15,7 @@ The other two change the objective, which gains terms that read hidden layers:
     ATA   ℓ + λ Σ_k ‖H_k(x') − H_k(x)‖₂,   H_k the attention map of layer k
 
 Arguments are those of `kit.attacks.gradient`, with the default step eps/steps and the same errors; `layers` are names
-of layers. Terms are sums over features, places and pixels, and one number per image.
+of layers; mu and kernel add MI and TI. Terms are sums over features, places and pixels, and one number per image.
 """
 import re
 from collections.abc import Callable, Sequence
@@ -299,7 +299,7 @@ def _climb(model, x, y, terms, *, layers, target, loss, **options) -> Tensor:
             value = value + term(z, A, v)
         return value
 
-    return travel(objective, x.detach(), mu=0.0, **options)
+    return travel(objective, x.detach(), **options)
 
 
 def _distance(a: Tensor) -> Tensor:
@@ -341,7 +341,8 @@ def _feature_term(lam: float, eta: float, alpha: float, s: int, layers: Sequence
 def tap(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, step: float | Tensor | None = None, steps: int = 10,
     lam: float = 0.005, eta: float = 0.01, alpha: float = 0.5, s: int = 3, layers: Sequence[str] | None = None,
-    norm: str = "linf", target: Tensor | None = None, loss=cross_entropy, trace: Trace | None = None,
+    mu: float = 0.0, kernel: int = 1, norm: str = "linf", target: Tensor | None = None, loss=cross_entropy,
+    trace: Trace | None = None,
 ) -> Tensor:
     """Transferable adversarial perturbations: drive the features of every stage apart, by a smooth perturbation.
 
@@ -354,14 +355,15 @@ def tap(
     """
     layers = layers or blocks(model)
     return _climb(model, x, y, [_feature_term(lam, eta, alpha, s, layers)], layers=layers, eps=eps, step=step,
-                  steps=steps, norm=norm, target=target, loss=loss, trace=trace)
+                  steps=steps, mu=mu, kernel=kernel, norm=norm, target=target, loss=loss, trace=trace)
 
 
 @per_image
 def ata(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, step: float | Tensor | None = None, steps: int = 10,
     lam: float = 1.0, layers: Sequence[str] | None = None, create_graph: bool = False, smooth: float | None = None,
-    norm: str = "linf", target: Tensor | None = None, loss=cross_entropy, trace: Trace | None = None,
+    mu: float = 0.0, kernel: int = 1, norm: str = "linf", target: Tensor | None = None, loss=cross_entropy,
+    trace: Trace | None = None,
 ) -> Tensor:
     """Attention-guided transfer attack: raise the loss, and change what the network attends to.
 
@@ -378,15 +380,15 @@ def ata(
     layers = layers or middle(model)
     with smooth_relu(smooth) if smooth else nullcontext():
         return _climb(model, x, y, [_attention_term(y, lam, layers, create_graph)], layers=layers, eps=eps, step=step,
-                      steps=steps, norm=norm, target=target, loss=loss, trace=trace)
+                      steps=steps, mu=mu, kernel=kernel, norm=norm, target=target, loss=loss, trace=trace)
 
 
 @per_image
 def tap_ata(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, step: float | Tensor | None = None, steps: int = 10,
     lam: float = 1.0, layers: Sequence[str] | None = None, lam_tap: float = 0.005, eta: float = 0.01,
-    alpha: float = 0.5, s: int = 3, layers_tap: Sequence[str] | None = None, norm: str = "linf",
-    target: Tensor | None = None, loss=cross_entropy, trace: Trace | None = None,
+    alpha: float = 0.5, s: int = 3, layers_tap: Sequence[str] | None = None, mu: float = 0.0, kernel: int = 1,
+    norm: str = "linf", target: Tensor | None = None, loss=cross_entropy, trace: Trace | None = None,
 ) -> Tensor:
     """TAP with ATA's term added to its objective; lam and layers are ATA's. With lam = 0 it is `tap`.
 
@@ -394,5 +396,5 @@ def tap_ata(
     """
     layers, layers_tap = layers or middle(model), layers_tap or blocks(model)
     terms = [_feature_term(lam_tap, eta, alpha, s, layers_tap), _attention_term(y, lam, layers, False)]
-    return _climb(model, x, y, terms, layers=sorted({*layers, *layers_tap}), eps=eps, step=step, steps=steps, norm=norm,
-                  target=target, loss=loss, trace=trace)
+    return _climb(model, x, y, terms, layers=sorted({*layers, *layers_tap}), eps=eps, step=step, steps=steps, mu=mu,
+                  kernel=kernel, norm=norm, target=target, loss=loss, trace=trace)
