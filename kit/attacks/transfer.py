@@ -260,7 +260,7 @@ def middle(model: nn.Module) -> list[str]:
     return [stages[(len(stages) - 1) // 2]]
 
 
-def _attention(z: Tensor, A: dict[str, Tensor], y: Tensor, create_graph: bool = False) -> dict[str, Tensor]:
+def attention_maps(z: Tensor, A: dict[str, Tensor], y: Tensor, create_graph: bool = False) -> dict[str, Tensor]:
     """H_k (N, h, w) = ReLU(Σ_c α_c A_c), α_c = mean over the places of ∂z_y/∂A_c: part of a backward pass."""
     for name, maps in A.items():
         if maps.dim() != 4:
@@ -279,7 +279,7 @@ def attention(model: nn.Module, x: Tensor, y: Tensor, *, layers: Sequence[str] |
     """
     with features(model, layers or middle(model)) as A:
         z = model(x.detach().requires_grad_())
-    return {name: H.detach() for name, H in _attention(z, A, y).items()}
+    return {name: H.detach() for name, H in attention_maps(z, A, y).items()}
 
 
 def _climb(model, x, y, terms, *, layers, target, loss, **options) -> Tensor:
@@ -310,7 +310,7 @@ def _attention_term(y: Tensor, lam: float, layers: Sequence[str], create_graph: 
     """λ Σ_k ‖H_k^y(x') − H_k^y(x)‖₂"""
 
     def at(z, A, x):
-        return _attention(z, {name: A[name] for name in layers}, y, create_graph)
+        return attention_maps(z, {name: A[name] for name in layers}, y, create_graph)
 
     def make(z, A, x):
         clean = {name: H.detach() for name, H in at(z, A, x).items()}

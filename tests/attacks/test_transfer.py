@@ -74,6 +74,8 @@ def test_with_nothing_it_is_bim(resnet, scenes, norm):
     assert torch.equal(si_ni_ti_dim(resnet, x, y, eps=eps, norm=norm, **ALONE | {"mu": 0.0}), plain)
     for attack, off in ((ata, {"lam": 0.0}), (tap, {"lam": 0.0, "eta": 0.0})):
         assert torch.equal(attack(resnet, x, y, eps=eps, norm=norm, **off), plain)
+        both = {"eps": eps, "norm": norm, "mu": 1.0, "kernel": 5}
+        assert torch.equal(attack(resnet, x, y, **both, **off), tim(resnet, x, y, **both))
     assert torch.equal(tap_ata(resnet, x, y, eps=eps, norm=norm, lam=0.0), tap(resnet, x, y, eps=eps, norm=norm))
 
 
