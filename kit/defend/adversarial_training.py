@@ -9,7 +9,8 @@ stands in a recipe as `train="kit.defend.adversarial_training:…"` with its set
 
 Attacks are run on the network as it is used, in evaluation mode; the network then learns from what they return.
 """
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -25,19 +26,22 @@ from kit.models.training import fit
 
 def adversarial_training(
     r: Recipe, x: Tensor, y: Tensor, *, eps: float = 8 / 255, steps: int = 7, step: float | None = None,
-    clean: float = 0.0, **how: Any,
+    clean: float = 0.0, ramp: float = 0.0, **how: Any,
 ) -> nn.Module:
     """Every batch is replaced by what `pgd` with `steps` steps from a random start makes of it against the network.
 
     steps=1 with step = 1.25 eps is the fast variant: FGSM from a random start (Wong et al., ICLR 2020), which works
     where the start is random and the step not too long. clean > 0 adds that share of the loss on the clean images:
-    (1 − clean) CE(f(x'), y) + clean CE(f(x), y).
+    (1 − clean) CE(f(x'), y) + clean CE(f(x), y). For `ramp` see below.
     Cost: a step of training and `steps` + 1 forward and `steps` backward passes (one more forward for `clean`).
     Source: Madry et al., Towards deep learning models resistant to adversarial attacks, ICLR 2018, equation 2.1.
     """
+    shares = growing(r, len(x), ramp)
 
     def loss(model: nn.Module, xb: Tensor, yb: Tensor, draws: torch.Generator) -> Tensor:
-        x_adv = pgd(model, xb, yb, eps=eps, step=step, steps=steps, generator=draws)
+        share = next(shares)
+        stride = None if step is None else share * step
+        x_adv = pgd(model, xb, yb, eps=share * eps, step=stride, steps=steps, generator=draws)
         worst = F.cross_entropy(model(x_adv), yb)
         return (1 - clean) * worst + clean * F.cross_entropy(model(xb), yb) if clean else worst
 
@@ -45,7 +49,7 @@ def adversarial_training(
 
 
 def single_step_training(
-    r: Recipe, x: Tensor, y: Tensor, *, eps: float = 16 / 255, **how: Any,
+    r: Recipe, x: Tensor, y: Tensor, *, eps: float = 16 / 255, ramp: float = 0.0, **how: Any
 ) -> nn.Module:
     """Half of every batch is replaced by FGSM against the network itself, each image with its own |N(0, ε/2)| ≤ ε.
 
@@ -53,30 +57,41 @@ def single_step_training(
     at scale, ICLR 2017). It can learn to hide its gradient instead of resisting: judge it by `pgd` and by transfer.
     Cost: as below.
     """
-    return ensemble_adversarial_training(r, x, y, static=(), eps=eps, **how)
+    return ensemble_adversarial_training(r, x, y, static=(), eps=eps, ramp=ramp, **how)
 
 
 def ensemble_adversarial_training(
-    r: Recipe, x: Tensor, y: Tensor, *, static: Sequence[str] = (), eps: float = 16 / 255, **how: Any,
+    r: Recipe, x: Tensor, y: Tensor, *, static: Sequence[str] = (), eps: float = 16 / 255, ramp: float = 0.0,
+    **how: Any,
 ) -> nn.Module:
     """Half of every batch is replaced by FGSM against a network drawn among `static` (trained before) and itself.
 
     The radius of each image is |N(0, ε/2)|, drawn again until it is at most ε, so that weak perturbations are learnt
-    too. Since the static networks do not follow, hiding the gradient does not help against them.
+    too. Since the static networks do not follow, hiding the gradient does not help against them. ramp > 0 lets ε grow
+    from zero over that share of the steps: where FGSM hides every feature that a fresh network could begin with, it
+    stays at chance, as our `resnet` does for all of its training without a ramp.
     Cost: a step of training, and a forward and a backward pass for half of the batch.
     Source: Tramèr et al., Ensemble adversarial training: attacks and defenses, ICLR 2018, section 3.4; the radius is
     that of Kurakin et al. (ICLR 2017). They use the least likely class as FGSM's target; here it is untargeted.
     """
+    shares = growing(r, len(x), ramp)
     others = [kit.models.load(name, how.get("device")) for name in static]
 
     def loss(model: nn.Module, xb: Tensor, yb: Tensor, draws: torch.Generator) -> Tensor:
         n = len(xb) // 2
         source = [model, *others][int(torch.randint(len(others) + 1, (), generator=draws))]
-        radius = half_normal(n, eps, draws).to(xb.device)
+        radius = half_normal(n, next(shares) * eps, draws).to(xb.device)
         x_adv = fgsm(source, xb[:n], yb[:n], eps=radius)
         return F.cross_entropy(model(torch.cat([x_adv, xb[n:]])), yb)
 
     return fit(r, x, y, loss=loss, **how)
+
+
+def growing(r: Recipe, images: int, ramp: float) -> Iterator[float]:
+    """The share of ε (or of another disturbance) at each step: from 0 to 1 over the first `ramp` of them, then 1."""
+    rising = int(ramp * r.epochs * (images // min(r.batch, images)))
+    yield from (step / rising for step in range(rising))
+    yield from repeat(1.0)
 
 
 def half_normal(n: int, eps: float, draws: torch.Generator) -> Tensor:

@@ -20,6 +20,7 @@ import kit.models
 from kit.attacks import bim
 from kit.core import accuracy
 from kit.core import generator as seeded
+from kit.defend.adversarial_training import growing
 from kit.models import Recipe
 from kit.models.training import fit
 
@@ -245,17 +246,22 @@ def adversarial_versions(
 
 
 def codec_training(
-    r: Recipe, x: Tensor, y: Tensor, *, noise: float = 20.0, sparse: float = 1e-4, **how: Any
+    r: Recipe, x: Tensor, y: Tensor, *, noise: float = 20.0, ramp: float = 0.5, sparse: float = 1e-4, **how: Any
 ) -> nn.Module:
-    """min E[mean (dec(b) − x)² + sparse · mean b²], b = σ(enc(x) − noise · N(0, 1)).
+    """min E[mean (dec(b) − x)² + sparse · mean b²], b = σ(enc(x) − noise · N(0, 1)), or enc(x) rounded.
 
-    Only a code far from ½ survives the noise, so that rounding it afterwards loses little. On clean images alone.
-    Cost: a step of training.
+    Only a code far from ½ survives the noise, and rounding loses little of it: so the paper, where every image meets
+    the noise. But noise also dithers: the share of ones in a neighbourhood can carry a grey level that one bit cannot,
+    and is lost when nothing but rounding is left. Therefore half of each batch is rounded already in training. The
+    noise grows from zero over the share `ramp` of the steps. On clean images alone. Cost: a step of training.
     """
+    shares = growing(r, len(x), ramp)
 
     def loss(model: Any, xb: Tensor, yb: Tensor, draws: torch.Generator) -> Tensor:
-        z = model.logits(xb)
-        b = (z - noise * torch.randn(z.shape, generator=draws).to(z)).sigmoid()
+        n = len(xb) // 2
+        z = model.logits(xb[:n])
+        noisy = (z - next(shares) * noise * torch.randn(z.shape, generator=draws).to(z)).sigmoid()
+        b = torch.cat([noisy, model.code(xb[n:])])
         return F.mse_loss(model.decode(b), xb) + sparse * b.square().mean()
 
     return fit(r, x, y, loss=loss, **how)

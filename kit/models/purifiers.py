@@ -77,7 +77,9 @@ class Codec(nn.Module):
 def _elus(widths: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for cin, cout in zip(widths, widths[1:], strict=False):
-        layers += [nn.Conv2d(cin, cout, 3, padding=1), nn.ELU()]
+        layer = nn.Conv2d(cin, cout, 3, padding=1)
+        nn.init.kaiming_normal_(layer.weight)  # torch's own start fades to nothing over nine layers without batch norm
+        layers += [layer, nn.ELU()]
     return nn.Sequential(*layers[:-1])
 
 

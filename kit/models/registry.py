@@ -113,11 +113,12 @@ RECIPES |= {
         options={"static": ["scenes/inception", "scenes/resnet", "scenes/densenet", "scenes/vgg"], "eps": 16 / 255},
         measure=AT + "robust_accuracy"),
     "adv/resnet": Recipe(
-        "scenes", "resnet", COLOUR, **SCENES, train=AT + "single_step_training", options={"eps": 16 / 255},
+        "scenes", "resnet", COLOUR, **SCENES, train=AT + "single_step_training",
+        options={"eps": 16 / 255, "ramp": 0.5},
         measure=AT + "robust_accuracy"),
     "at/resnet": Recipe(
         "scenes", "resnet", COLOUR, **SCENES, train=AT + "adversarial_training",
-        options={"eps": 8 / 255, "steps": 5}, measure=AT + "robust_accuracy"),
+        options={"eps": 8 / 255, "steps": 3, "ramp": 0.5}, measure=AT + "robust_accuracy"),
     "noisy/inception": Recipe(
         "scenes", "inception", COLOUR, **SCENES, train=NOISY + "noisy_training", options={"sigma": 0.25},
         measure=NOISY + "smoothed_figures"),
@@ -126,7 +127,8 @@ RECIPES |= {
         options={"guide": "scenes/inception", "sources": ["scenes/inception", "scenes/resnet", "scenes/vgg"]},
         measure=PURIFY + "denoiser_figures"),
     "comdefend/scenes": Recipe(
-        "scenes", "codec", images=6000, epochs=10, train=PURIFY + "codec_training", measure=PURIFY + "codec_figures"),
+        "scenes", "codec", images=4800, epochs=8, batch=32, lr=3e-3, train=PURIFY + "codec_training",
+        options={"noise": 8.0}, measure=PURIFY + "codec_figures"),
 }
 
 

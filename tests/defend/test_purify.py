@@ -10,8 +10,8 @@ import kit.models
 from kit.attacks import bim
 from kit.core import accuracy, check_model, fold_batch_norm, generator, logits
 from kit.defend import HGD, ComDefend, FeatureDistillation, RandomEnsemble, RandomResizePad
-from kit.defend.purify import adversarial_versions
-from kit.models import build
+from kit.defend.purify import adversarial_versions, codec_training, denoiser_training
+from kit.models import Recipe, build
 from kit.models.purifiers import Codec, UNet
 
 
@@ -203,6 +203,29 @@ def test_adversarial_versions(linear):
     moved = size > 0
     worse = model(made).log_softmax(1), model(x.repeat(10, 1, 1, 1)).log_softmax(1)
     assert (margin(worse[0]) < margin(worse[1]))[moved].all()
+
+
+def test_the_denoiser_is_trained_to_give_the_guide_its_logits_back(model, monkeypatch):
+    monkeypatch.setattr(kit.models, "load", lambda name, device=None: model)
+    x = kit.data.load("scenes", "train", n=160).x[:, :, ::2, ::2].contiguous()
+    y = model(x).argmax(1)
+    recipe = Recipe("none", "unet", {"width": 4}, epochs=8, batch=32)
+    network = denoiser_training(
+        recipe, x, y, guide="guide", sources=["guide"], eps=0.1, device=torch.device("cpu")).eval()
+    x_adv = bim(model, x, y, eps=0.1)
+    error = [(model(v) - model(x)).abs().mean().item() for v in (x_adv, network(x_adv))]
+    assert error[1] < 0.8 * error[0]
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def test_the_codec_is_trained_to_survive_rounding():
+    g = generator(0)
+    x = torch.rand(128, 1, 1, 1, generator=g).expand(-1, 1, 8, 8).contiguous()
+    recipe = Recipe("none", "codec", {"channels": 1, "widths": (4, 4), "bits": 6}, epochs=40, batch=16, lr=1e-2)
+    network = codec_training(recipe, x, torch.zeros(128).long(), noise=8.0, device=torch.device("cpu")).eval()
+    with torch.no_grad():
+        assert (network(x) - x).square().mean() < 0.15 * x.var()
+        assert Codec()(torch.rand(2, 3, 32, 32, generator=g)).flatten(1).std(dim=1).min() > 0.05  # nothing fades
 
 
 @pytest.fixture(scope="module")
