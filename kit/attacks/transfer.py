@@ -373,7 +373,8 @@ def ata(
     The default `layers` are the stage in the middle (`block2` of the families). A targeted attack keeps the attention
     of y, and maximises −ℓ(f(x'), target). With create_graph, α is differentiated too; in a network of ReLUs that
     changes nothing, since α is constant where the ReLUs do not switch, unless smooth = τ lets them differentiate
-    smoothly (`kit.core.smooth_relu`, for all terms). With lam = 0 it is `bim`, bit for bit.
+    smoothly (`kit.core.smooth_relu`; for the loss too, so compare with lam = 0 and the same τ). With lam = 0 and no
+    smooth it is `bim`, bit for bit.
     Cost: `steps` forward and backward passes and as many backward passes from the logits to the layers, and both once.
     Source: Wu et al., Boosting the transferability of adversarial samples via attention, CVPR 2020, algorithm 1.
     """
