@@ -13,6 +13,7 @@ it; and, as relevance is plain arithmetic on activations, it can be differentiat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,26 @@ class Linear:
     def signed(self) -> bool:
         return bool(self.x.detach().amin() < 0)
 
+    def shared(self, s: Tensor) -> Tensor:
+        """x ∘ Wᵀ s."""
+        return self.down(s, self.weight).mul_(self.x)
+
+
+class Addition(Linear):
+    """z = a + b. The summands are put into one x (2, N, …) only for a rule that asks for it."""
+
+    def __init__(self, inputs: list[Tensor], z: Tensor):
+        self.inputs, self.z, self.bias = inputs, z, None
+        self.weight = torch.ones(2, *[1] * z.dim(), dtype=z.dtype, device=z.device)
+        self.up, self.down = lambda x, W, b=None: (x * W).sum(0), lambda s, W: s * W
+
+    @cached_property
+    def x(self) -> Tensor:  # type: ignore[override]
+        return torch.stack(self.inputs)
+
+    def shared(self, s: Tensor) -> Any:
+        return [x * s for x in self.inputs]
+
 
 Rule = Callable[[Linear, Tensor], Tensor]
 
@@ -56,7 +77,7 @@ def epsilon(eps: float = 1e-6) -> Rule:
 
     def rule(step: Linear, R: Tensor) -> Tensor:
         size = step.z.detach().abs().mean(tuple(range(1, step.z.dim())), keepdim=True)
-        return step.down(R / torch.copysign(eps * size + TINY, step.z.detach()).add_(step.z), step.weight).mul_(step.x)
+        return step.shared(R / torch.copysign(eps * size + TINY, step.z.detach()).add_(step.z))
 
     return rule
 
@@ -78,8 +99,8 @@ def gamma(gamma: float = 0.25) -> Rule:
         if not _any(R_minus):  # a ReLU follows
             return _part_down(step, R_plus.div_(z_plus.add_(TINY)), plus, minus)
         z_minus = ((2 + gamma) * step.z).sub_(z_plus)  # z + γ z⁻, since z⁺ + z⁻ = z
-        return (_part_down(step, R_plus.div_(z_plus.add_(TINY)), plus, minus)
-                + _part_down(step, R_minus.div_(z_minus.sub_(TINY)), minus, plus))
+        found = _part_down(step, R_plus.div_(z_plus.add_(TINY)), plus, minus)
+        return found.add_(_part_down(step, R_minus.div_(z_minus.sub_(TINY)), minus, plus))
 
     return rule
 
@@ -101,8 +122,8 @@ def alpha_beta(alpha: float = 2.0, beta: float | None = None) -> Rule:
         R_plus = _where_positive(R, z_plus)
         R_both = _where_positive(R_plus, -1e-5 * z_plus - z_minus)  # what is smaller is the rounding of two sums
         R_minus = R - R_plus - beta * R_both
-        return (_part_down(step, R_plus.add_((alpha - 1) * R_both).div_(z_plus.add_(TINY)), plus, minus)
-                + _part_down(step, R_minus.div_(z_minus.sub_(TINY)), minus, plus))
+        found = _part_down(step, R_plus.add_((alpha - 1) * R_both).div_(z_plus.add_(TINY)), plus, minus)
+        return found.add_(_part_down(step, R_minus.div_(z_minus.sub_(TINY)), minus, plus))
 
     return rule
 
@@ -296,14 +317,8 @@ def _linear(note: _Note) -> Linear:
     return Linear(given["input"], note.output, given["weight"], given.get("bias"), F.linear, lambda s, W: s @ W)
 
 
-def _addition(note: _Note) -> Linear:
-    x = torch.stack(note.inputs)
-    ones = torch.ones(2, *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)
-    return Linear(x, note.output, ones, None, lambda x, W, b=None: (x * W).sum(0), lambda s, W: s * W)
-
-
 KIND = {"conv2d": "conv", "linear": "linear"} | dict.fromkeys(ADDITIONS, "add")
-STEP = {"conv": _convolution, "linear": _linear, "add": _addition}
+STEP = {"conv": _convolution, "linear": _linear, "add": lambda note: Addition(note.inputs, note.output)}
 STANDARD: dict[str, Rule] = {"first": zbox(), "conv": gamma(0.25), "linear": epsilon(), "add": epsilon()}
 Rules = Rule | Mapping[str, Rule]
 
