@@ -156,7 +156,11 @@ def zbox() -> Rule:
         low, high = step.box
         plus, minus = step.weight.clamp(min=0), step.weight.clamp(max=0)
         s = R / (step.z - (step.up(low, plus, step.bias) + step.up(high, minus))).add_(TINY)
-        return (step.x - high) * step.down(s, step.weight) + (high - low) * step.down(s, plus)
+        if step.x.shape[1] == step.weight.shape[1]:  # in one go, since a convolution to few channels is slow
+            all_down, plus_down = step.down(s, torch.cat([step.weight, plus], 1)).chunk(2, 1)
+        else:  # grouped
+            all_down, plus_down = step.down(s, step.weight), step.down(s, plus)
+        return (step.x - high) * all_down + (high - low) * plus_down
 
     return rule
 
@@ -302,8 +306,9 @@ def _convolution(note: _Note) -> Linear:
         return F.conv2d(x, W, b, stride, padding, dilation, groups)
 
     def down(s: Tensor, W: Tensor) -> Tensor:
+        like = x if len(W[0]) * groups == x.shape[1] else torch.cat([x, x], 1)  # its shape alone counts
         return torch.ops.aten.convolution_backward(
-            s, x, W, None, stride, padding, dilation, False, [0, 0], groups, (True, False, False))[0]
+            s, like, W, None, stride, padding, dilation, False, [0, 0], groups, (True, False, False))[0]
 
     return Linear(x, note.output, weight, given.get("bias"), up, down)
 
