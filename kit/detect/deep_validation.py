@@ -29,8 +29,9 @@ class DeepValidation(Detector):
     components   then reduced to at most so many principal components (None: no reduction)
     nu           the share of training images that may fall outside (and the least share of support vectors)
     gamma        γ in units of 1/(dimensions × variance) of the class's features: 1 is what scikit-learn calls "scale"
-    standardise  "features": to unit variance before the reduction; "layers": distances divided by σ_i, their standard
-                 deviation on the fitted images, since distances in different layers have different units
+    standardise  "features": to unit variance before the reduction; "components": the principal components too, so that
+                 directions in which training images hardly differ count as much as the others; "layers": distances
+                 divided by σ_i, their standard deviation on the fitted images, since layers have different units
     per_class    at most so many training images per class (a one-class SVM needs time and memory quadratic in them)
 
     Cost: `fit` one forward pass per layer over the fitted images and one to see which are classified rightly; `score`
@@ -45,9 +46,9 @@ class DeepValidation(Detector):
         super().__init__(model)
         if not layers:
             raise ValueError("name at least one layer to validate")
-        unknown = set(standardise) - {"features", "layers"}
+        unknown = set(standardise) - {"features", "components", "layers"}
         if unknown:
-            raise ValueError(f"standardise takes 'features' and 'layers', not {unknown.pop()!r}")
+            raise ValueError(f"standardise takes 'features', 'components' and 'layers', not {unknown.pop()!r}")
         if not 0 < nu <= 1:
             raise ValueError(f"nu is a share above 0 and at most 1, not {nu:g}")
         if not gamma > 0:
@@ -88,8 +89,10 @@ class DeepValidation(Detector):
         mean = pooled.mean(0)
         scale = pooled.std(0).clamp_min(1e-6) if "features" in self.standardise else torch.ones_like(mean)
         z = (pooled - mean) / scale
-        count = self.components or z.shape[1]
-        axes = principal_axes(z, count) if count < z.shape[1] else torch.eye(z.shape[1]).to(z)
+        count, whiten = min(self.components or z.shape[1], z.shape[1]), "components" in self.standardise
+        axes = principal_axes(z, count) if whiten or count < z.shape[1] else torch.eye(count).to(z)
+        if whiten:
+            axes = axes / (z @ axes).std(0).clamp_min(1e-4)
         self.fitted[f"{layer}/mean"], self.fitted[f"{layer}/axes"] = mean, (axes / scale[:, None]).contiguous()
         return self._reduced(layer, pooled)
 

@@ -211,6 +211,11 @@ def test_features_are_pooled_and_reduced():
     assert covariance.shape == (5, 5)
     torch.testing.assert_close(covariance, torch.diag(covariance.diag()), atol=1e-3, rtol=0)
     assert covariance.diag().tolist() == sorted(covariance.diag().tolist(), reverse=True)
+    for count in (5, None):  # whitened, with and without a reduction
+        detector = DeepValidation(
+            Nearest().eval(), ["pixels"], components=count, standardise=["features", "components"]).fit(x, y)
+        covariance = detector._reduced("pixels", x.flatten(1)).T.cov()
+        torch.testing.assert_close(covariance, torch.eye(len(covariance)), atol=1e-3, rtol=0)
 
 
 def test_the_spread_of_a_map_tells_apart_what_its_mean_does_not():
