@@ -34,8 +34,9 @@ class DeepValidation(Detector):
                  divided by σ_i, their standard deviation on the fitted images, since layers have different units
     per_class    at most so many training images per class (a one-class SVM needs time and memory quadratic in them)
 
-    Cost: `fit` one forward pass per layer over the fitted images and one to see which are classified rightly; `score`
-    one forward pass and, per layer, one kernel value per support vector. Memory: one layer of the fitted images.
+    Cost: `fit` two forward passes over the fitted images, one of them to see which are classified rightly; `score`
+    one forward pass and, per layer, one kernel value per support vector. Memory: the pooled features of the fitted
+    images, all layers.
     """
 
     def __init__(
@@ -62,14 +63,15 @@ class DeepValidation(Detector):
     def fit(self, x: Tensor, y: Tensor) -> Self:
         """Fit on training images that the model classifies rightly, at most `per_class` of each class."""
         x, y = rightly_classified(self.model, x, y, self.per_class)
+        pooled: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
+        with borrowed(self.model, x), torch.no_grad(), features(self.model, self.layers) as found:
+            for rows in chunks(x):
+                self.model(laid_out(x[rows]))
+                for layer in self.layers:
+                    pooled[layer].append(self._pooled(found[layer]))
         self.fitted = {}
         for layer in self.layers:
-            with borrowed(self.model, x), torch.no_grad(), features(self.model, [layer]) as found:
-                pooled = []
-                for rows in chunks(x):
-                    self.model(laid_out(x[rows]))
-                    pooled.append(self._pooled(found[layer]))
-            phi = self._fit_reduction(layer, torch.cat(pooled))
+            phi = self._fit_reduction(layer, torch.cat(pooled.pop(layer)))
             distance = torch.cat([self._fit_class(layer, int(k), phi[y == k]) for k in y.unique()])
             sigma = distance.std().clamp_min(1e-12) if "layers" in self.standardise else torch.ones_like(distance[0])
             self.fitted[f"{layer}/sigma"] = sigma

@@ -162,8 +162,8 @@ def test_damaged_weights(home, monkeypatch):
 
 
 def test_what_cannot_be_loaded():
-    with pytest.raises(FileNotFoundError, match="kit models train cifar10/vgg"):
-        kit.models.load("cifar10/vgg")
+    with pytest.raises(FileNotFoundError, match="kit models train svhn/cnn7"):
+        kit.models.load("svhn/cnn7")
     with pytest.raises(ValueError, match="no network 'scenes/resnext'"):
         kit.models.load("scenes/resnext")
     with pytest.raises(ValueError, match="torchvision has no classifier 'nothing'"):
@@ -175,8 +175,8 @@ def test_listing():
     assert set(kit.models.names()) < set(rows)
     assert rows["scenes/resnet"].status == "shipped"
     assert rows["scenes/resnet"].accuracy >= 0.95
-    assert rows["cifar10/vgg"].status == "recipe only"
-    assert rows["cifar10/vgg"].accuracy is None
+    assert rows["svhn/cnn7"].status == "recipe only"
+    assert rows["svhn/cnn7"].accuracy is None
 
 
 def test_imagenet_weights_that_are_missing_or_broken(tmp_path, monkeypatch):
