@@ -400,6 +400,8 @@ def _run_all(
     finished: Callable[[Result], None] | None,
 ) -> None:
     threads = 1 if in_place else max(1, cores() // jobs)
+    if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit():  # who runs something beside us asks for fewer
+        threads = max(1, min(threads, int(asked)))
     gpu = not in_place and device != "cpu"
     stopping = threading.Event()
     progress = Progress(

@@ -76,6 +76,7 @@ def book(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_PATH", str(fake.parent.parent))
         patch.setattr(notebooks, "cores", lambda: 6)
+        patch.delenv("OMP_NUM_THREADS", raising=False)
         results = run(names, jobs=2, out=folder / "out")
     return folder, {result.notebook.stem: result for result in results}
 
@@ -203,6 +204,14 @@ def test_other_parameters_are_injected_under_a_fixed_id(tmp_path):
     injected = files.read(result.output)["cells"][2]
     assert injected["id"] == "injected-parameters"
     assert injected["metadata"] == {"tags": ["injected-parameters"]}
+
+
+def test_who_asks_for_fewer_threads_gets_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "cores", lambda: 6)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    show = write(tmp_path / "show.ipynb", "import os\nprint(os.environ['OMP_NUM_THREADS'])")
+    (result,) = run([show], out=tmp_path / "out")
+    assert printed(result.output) == "2\n"
 
 
 def test_in_place_is_stable_and_refuses_stderr(tmp_path):
