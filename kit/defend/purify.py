@@ -9,6 +9,7 @@ Two of them are learned, `HGD` and `ComDefend`: their networks are `kit.models.l
 `kit.models.load("comdefend/scenes")`, and their trainers stand at the end of this file.
 """
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,16 +31,17 @@ def mean_probability(logits: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(logits)).log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
-class Purified(nn.Module):
-    """f(q(x)); `purify` is q, from images to images."""
+class Purified(nn.Module, ABC):
+    """f(q(x)); `purify` is q, from images to images, and all that a defence of this kind adds."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
         self.eval()
 
+    @abstractmethod
     def purify(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """q(x) (N, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(self.purify(x))

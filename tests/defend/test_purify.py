@@ -10,7 +10,7 @@ import kit.models
 from kit.attacks import bim
 from kit.core import accuracy, check_model, fold_batch_norm, generator, logits
 from kit.defend import HGD, ComDefend, FeatureDistillation, RandomEnsemble, RandomResizePad
-from kit.defend.purify import adversarial_versions, codec_training, denoiser_training
+from kit.defend.purify import Purified, adversarial_versions, codec_training, denoiser_training
 from kit.models import Recipe, build
 from kit.models.purifiers import Codec, UNet
 
@@ -74,6 +74,14 @@ def resized_and_padded(image, size, down, right, mirrored):
         for j in range(new):
             out[:, top + i, left + j] = image[:, i * 32 // new, j * 32 // new]
     return out[:, :, ::-1].copy() if mirrored < 0.5 else out
+
+
+def test_a_defence_without_a_purifier_is_refused_when_it_is_made(model):
+    class Nothing(Purified):
+        pass
+
+    with pytest.raises(TypeError, match="purify"):
+        Nothing(model)
 
 
 def test_resize_and_pad_against_the_words_of_the_paper(model, x):
