@@ -6,63 +6,20 @@ A rule says what the share is. All shares of k but the bias's own are handed dow
 layer to layer: conservation. What the bias and the stabiliser ε take is lost to the pixels, as in the papers;
 `relevance_lost` says how much, layer by layer.
 
-The model runs once as it is, under a mode that notes each function it calls; then the relevance goes back over these
-notes. So additions, concatenations and poolings need not be modules; what has no rule raises a ValueError that names
-it; and, as relevance is plain arithmetic on activations, it can be differentiated (create_graph).
+The model runs once (`kit.explain.trace` notes the functions that it calls); then the relevance goes back over these
+notes. What has no rule raises a ValueError that names it; and, as relevance is plain arithmetic on activations, it can
+be differentiated (create_graph).
 """
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from kit.core import fold_batch_norm, per_image
 from kit.explain.gradient import score
-
-
-@dataclass
-class Linear:
-    """One weighted step z = W x + b of the model: a convolution, a linear layer, or an addition (all weights 1)."""
-
-    x: Tensor
-    z: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    up: Callable[..., Tensor]  # (x, W) -> W x, and (x, W, b) -> W x + b
-    down: Callable[[Tensor, Tensor], Tensor]  # (s, W) -> Wᵀ s
-    box: tuple[Tensor, Tensor] | None = None  # the least and the greatest x, where this step sees the pixels
-
-    @cached_property
-    def signed(self) -> bool:
-        return bool(self.x.detach().amin() < 0)
-
-    def shared(self, s: Tensor) -> Tensor:
-        """x ∘ Wᵀ s."""
-        return self.down(s, self.weight).mul_(self.x)
-
-
-class Addition(Linear):
-    """z = a + b. The summands are put into one x (2, N, …) only for a rule that asks for it."""
-
-    def __init__(self, inputs: list[Tensor], z: Tensor):
-        self.inputs, self.z, self.bias = inputs, z, None
-        self.weight = torch.ones(2, *[1] * z.dim(), dtype=z.dtype, device=z.device)
-        self.up, self.down = lambda x, W, b=None: (x * W).sum(0), lambda s, W: s * W
-
-    @cached_property
-    def x(self) -> Tensor:  # type: ignore[override]
-        return torch.stack(self.inputs)
-
-    def shared(self, s: Tensor) -> Any:
-        return [x * s for x in self.inputs]
-
+from kit.explain.trace import AVERAGES, MOVES, Linear, Notes, pull, weighted
 
 Rule = Callable[[Linear, Tensor], Tensor]
-
 
 # On a CPU a torch.where or a bool mask costs as much as a convolution, and so does memory that was not used before.
 # So the arithmetic below has no masks, and works in place where a tensor is its own.
@@ -191,139 +148,6 @@ def _part_down(step: Linear, s: Tensor, for_plus: Tensor, for_minus: Tensor) -> 
     return step.down(s, for_plus).mul_(step.x.clamp(min=0)).add_(step.down(s, for_minus).mul_(step.x.clamp(max=0)))
 
 
-# What the book's networks and torchvision's plain and residual ones call, by the name of the function.
-ACTIVATIONS = {"relu", "relu6", "hardtanh", "leaky_relu", "tanh", "dropout", "contiguous", "clone", "to", "float"}
-MOVES = {"flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "pad", "cat", "concat",
-         "max_pool2d", "adaptive_max_pool2d"}
-AVERAGES = {"avg_pool2d", "adaptive_avg_pool2d", "mean"}
-ADDITIONS, SHIFTS = {"add", "iadd", "radd"}, {"sub", "isub"}
-SCALINGS = {"mul", "rmul", "imul", "div", "truediv", "itruediv"}
-IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}
-SUPPORTED = "convolution, linear, pooling, ReLU and its like, flatten, padding, addition, concatenation"
-
-
-@dataclass
-class _Note:
-    name: str
-    function: Callable
-    args: tuple
-    kwargs: dict
-    inputs: list[Tensor]
-    output: Tensor
-
-
-class _Notes(TorchFunctionMode):
-    """Inside, notes every function that the model applies to what comes from `x`. None works in place there."""
-
-    def __init__(self, x: Tensor):
-        super().__init__()
-        self.notes: list[_Note] = []
-        self.known = {id(x)}
-        self.box = {id(x): (torch.zeros_like(x[:1]), torch.ones_like(x[:1]))}  # of what still are pixels
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        inputs = [a for a in _tensors([*args, *kwargs.values()]) if id(a) in self.known]
-        if not inputs:
-            return func(*args, **kwargs)
-        raw = getattr(func, "__name__", str(func))
-        name = raw.strip("_")
-        if kwargs.get("inplace"):
-            kwargs["inplace"] = False
-        if name in IN_PLACE or raw.endswith("_") and not raw.startswith("__"):
-            func = getattr(torch, IN_PLACE.get(name, name), None)
-            if func is None:
-                raise ValueError(f"LRP has no rule for {raw}, which changes a tensor in place")
-        output = func(*args, **kwargs)
-        if name == "detach":  # what it gives is a constant; a hook may keep one
-            return output
-        if not isinstance(output, Tensor) or any(output is i for i in inputs):
-            if isinstance(output, tuple | list) and any(isinstance(o, Tensor) for o in output):
-                raise ValueError(f"LRP has no rule for {name}, which returns several tensors; its rules: {SUPPORTED}")
-            return output
-        note = _Note(name, func, args, kwargs, inputs, output)
-        self._check(note)
-        self.notes.append(note)
-        self.known.add(id(output))
-        return output
-
-    def _check(self, note: _Note) -> None:
-        """Refuse what has no rule, and follow the range of the pixels through the model's normalisation."""
-        pixels = len(note.inputs) == 1 and id(note.inputs[0]) in self.box
-        alone = len(note.inputs) == 1
-        fine = (
-            note.name in ACTIVATIONS | MOVES | AVERAGES
-            or note.name in ("conv2d", "linear") and alone and note.inputs[0] is note.args[0]
-            or note.name in ADDITIONS and (len(note.inputs) == 2 and note.inputs[0].shape == note.inputs[1].shape)
-            or note.name in SCALINGS and alone and note.args[0] is note.inputs[0]
-            or note.name in SHIFTS | ADDITIONS and pixels
-        ) and note.kwargs.get("alpha", 1) == 1
-        if not fine:
-            hint = {"batch_norm": "; fold it with kit.core.fold_batch_norm"}.get(note.name, "")
-            raise ValueError(f"LRP has no rule for {note.name} as this model uses it{hint}; its rules: {SUPPORTED}")
-        if pixels and note.name in SHIFTS | ADDITIONS | SCALINGS | MOVES:
-            ends = [note.function(*_swap(note.args, note.inputs, [end]), **note.kwargs)
-                    for end in self.box[id(note.inputs[0])]]
-            self.box[id(note.output)] = (torch.minimum(*ends), torch.maximum(*ends))
-
-
-def _tensors(values) -> list[Tensor]:
-    """The tensors among the values, also those in lists."""
-    return [t for v in values for t in (_tensors(v) if isinstance(v, list | tuple) else [v]) if isinstance(t, Tensor)]
-
-
-def _swap(values, old: list[Tensor], new: list[Tensor]):
-    """The same arguments with each old tensor replaced."""
-    def swap(v):
-        if isinstance(v, list | tuple):
-            return [swap(u) for u in v] if isinstance(v, list) else tuple(swap(u) for u in v)
-        return next((n for o, n in zip(old, new, strict=True) if v is o), v)
-
-    return tuple(swap(v) for v in values)
-
-
-def _pull(note: _Note, s: Tensor) -> list[Tensor]:
-    """s pulled back through a step that moves or averages its inputs: Jᵀ s for each."""
-    with torch.enable_grad():
-        probes = [i.detach().requires_grad_() for i in note.inputs]
-        output = note.function(*_swap(note.args, note.inputs, probes), **note.kwargs)
-        return list(torch.autograd.grad(output, probes, s, create_graph=s.requires_grad))
-
-
-def _convolution(note: _Note) -> Linear:
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    given = dict(zip(names, note.args, strict=False)) | note.kwargs
-    x, weight, groups = given["input"], given["weight"], given.get("groups", 1)
-    stride, dilation = _pair(given.get("stride", 1)), _pair(given.get("dilation", 1))
-    padding = given.get("padding", 0)
-    if isinstance(padding, str):
-        padding = [d * (k - 1) / 2 if padding == "same" else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)]
-        if any(p % 1 for p in padding):
-            raise ValueError("LRP has no rule for a convolution with padding='same' and an even kernel")
-    padding = [int(p) for p in _pair(padding)]
-
-    def up(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
-        return F.conv2d(x, W, b, stride, padding, dilation, groups)
-
-    def down(s: Tensor, W: Tensor) -> Tensor:
-        like = x if len(W[0]) * groups == x.shape[1] else torch.cat([x, x], 1)  # its shape alone counts
-        return torch.ops.aten.convolution_backward(
-            s, like, W, None, stride, padding, dilation, False, [0, 0], groups, (True, False, False))[0]
-
-    return Linear(x, note.output, weight, given.get("bias"), up, down)
-
-
-def _pair(value) -> list:
-    return [value, value] if isinstance(value, int | float) else list(value) * (2 // len(value))
-
-
-def _linear(note: _Note) -> Linear:
-    given = dict(zip(("input", "weight", "bias"), note.args, strict=False)) | note.kwargs
-    return Linear(given["input"], note.output, given["weight"], given.get("bias"), F.linear, lambda s, W: s @ W)
-
-
-KIND = {"conv2d": "conv", "linear": "linear"} | dict.fromkeys(ADDITIONS, "add")
-STEP = {"conv": _convolution, "linear": _linear, "add": lambda note: Addition(note.inputs, note.output)}
 STANDARD: dict[str, Rule] = {"first": zbox(), "conv": gamma(0.25), "linear": epsilon(), "add": epsilon()}
 Rules = Rule | Mapping[str, Rule]
 
@@ -361,7 +185,7 @@ def _propagate(model, x, target, rules, create_graph, lost: dict[str, Tensor] | 
     """The relevance of x (N, C, H, W); in `lost`, what each weighted step took of it for its bias and ε, (N,)."""
     composite = _Composite(rules, model)
     with torch.set_grad_enabled(create_graph):
-        with _Notes(x) as mode:
+        with Notes(x) as mode:
             z = model(x)
         top = score(z, target)
         target = z.detach().argmax(1) if target is None else target
@@ -370,9 +194,8 @@ def _propagate(model, x, target, rules, create_graph, lost: dict[str, Tensor] | 
             above = R.pop(id(note.output), None)
             if above is None:
                 continue
-            kind = KIND.get(note.name) if note.name not in ADDITIONS or len(note.inputs) == 2 else None
-            if kind:
-                step = STEP[kind](note)
+            if found := weighted(note):
+                kind, step = found
                 step.box = None if kind == "add" else mode.box.get(id(note.inputs[0]))
                 below = composite.rule(kind, step)(step, above)
                 parts = list(below) if kind == "add" else [below]
@@ -381,11 +204,11 @@ def _propagate(model, x, target, rules, create_graph, lost: dict[str, Tensor] | 
                     lost[name] = lost.get(name, 0) + _total(above) - sum(_total(part) for part in parts)
             elif note.name in AVERAGES:
                 empty = (note.output == 0) & (above != 0)  # shared evenly, since there is nothing to weigh it by
-                parts = [note.inputs[0] * _pull(note, above * ~empty / (note.output + TINY))[0]]
+                parts = [note.inputs[0] * pull(note, above * ~empty / (note.output + TINY))[0]]
                 if bool(empty.any()):
-                    parts = [parts[0] + _pull(note, above * empty)[0]]
+                    parts = [parts[0] + pull(note, above * empty)[0]]
             elif note.name in MOVES:
-                parts = _pull(note, above)
+                parts = pull(note, above)
             else:
                 parts = [above]
             for i, part in zip(note.inputs, parts, strict=True):
@@ -416,8 +239,9 @@ def lrp(
     Batch norm is folded first.
 
     Conservation: Σ_pixels R = z_c − what biases and stabilisers took (see `relevance_lost`).
-    Cost: one forward pass and one backward pass for ε; γ needs one more forward pass. Raises ValueError for an
-    operation without a rule.
+    Cost: one forward pass and one backward pass for ε; γ needs one more forward pass, and a second backward pass
+    through the layers that no ReLU follows, whose z_k have both signs. Raises ValueError for an operation without a
+    rule.
     Source: Bach et al., PLoS ONE 2015; Montavon et al., Layer-wise relevance propagation: an overview, 2019.
     """
     return _lrp(_folded(model), x, target, rules=rules, create_graph=create_graph)

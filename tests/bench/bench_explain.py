@@ -70,14 +70,14 @@ def tasks():
     yield Task("Grad-CAM, 128 images", to_layer, {"kit": lambda: grad_cam(model, x, c, layer="block3"), **cam_peers(
         model, x, c)}, agrees(grad_cam(model, x, c), x, c), target=1.05, repeats=9)
 
-    for family, name, options in (
-            ("vgg", "ε", {"rules": epsilon()}), ("vgg", "z^B, γ, ε", {}), ("resnet", "z^B, γ, ε", {})):
+    for family in ("vgg", "resnet"):
         net = kit.models.load(f"scenes/{family}").requires_grad_(False)
-        ours = lrp(net, x, c, **options)
+        for name, bound, options in (("ε", bare_passes, {"rules": epsilon()}), ("z^B, γ, ε", gamma_passes, {})):
+            ours = lrp(net, x, c, **options)
 
-        yield Task(f"LRP {name}, scenes/{family}, 128 images", lambda net=net: bare_passes(net, x, c), {
-            "kit": lambda net=net, options=options: lrp(net, x, c, **options),
-            **relevance_peers(net, x, c, name == "ε")}, agrees(ours, x, c), target=1.5, repeats=9)
+            yield Task(f"LRP {name}, scenes/{family}, 128 images", lambda net=net, bound=bound: bound(net, x, c), {
+                "kit": lambda net=net, options=options: lrp(net, x, c, **options),
+                **relevance_peers(net, x, c, name == "ε")}, agrees(ours, x, c), target=1.5, repeats=9)
 
     def hidden():
         corners = [(i, j) for i in range(0, 25, 4) for j in range(0, 25, 4)]
@@ -87,6 +87,27 @@ def tasks():
     yield Task("occlusion, 8×8 every 4, 16 images", hidden, {
         "kit": lambda: occlusion(model, few, c[:16], size=8, stride=4), **occlusion_peers(model, few, c[:16])},
         agrees(occlusion(model, few, c[:16], size=8, stride=4), few, c[:16]), target=1.1)
+
+
+def gamma_passes(net, x, c):
+    """What γ cannot do without: the answer; z⁺, as much again; and the way down, twice where z has both signs.
+
+    These are the convolutions that no ReLU follows: the last of a residual block and that of its shortcut.
+    """
+    ends: list = []
+    hooks = [m.conv.register_forward_hook(lambda _, given, z: ends.append((given[0], z)))
+             for m in net.modules() if isinstance(m, nn.Sequential) and hasattr(m, "conv") and not hasattr(m, "relu")]
+    v = x.clone().requires_grad_()
+    try:
+        z = net(v)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    with torch.no_grad():
+        net(x)
+    for given, z_k in ends:
+        torch.autograd.grad(z_k, given, torch.ones_like(z_k), retain_graph=True)
+    torch.autograd.grad(z.gather(1, c[:, None]).sum(), v)
 
 
 def path_peers(model, x, c):
