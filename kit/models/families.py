@@ -150,24 +150,29 @@ class Dense(nn.Module):
 
 
 def densenet(
-    classes: int = 10, channels: int = 3, size: int = 32, width: int = 12, norm: bool = True, *, mean=(0.5,), std=(0.5,)
+    classes: int = 10, channels: int = 3, size: int = 32, width: int = 12, norm: bool = True, *, depth: int = 4,
+    mean=(0.5,), std=(0.5,),
 ) -> nn.Sequential:
-    """Every layer sees all before it (Huang et al. 2017); `width` is the growth rate, and a 1×1 convolution halves the
-    channels between the blocks. The original puts batch norm and ReLU before the convolution, and pools by the mean;
-    here they follow it, so that they fold, and the pooling is max."""
-    g = width
+    """Every layer sees all before it (Huang et al. 2017); `width` is the growth rate, `depth` the layers of a block.
+
+    A 1×1 convolution halves the channels between the blocks, to whole growths. The original puts batch norm and ReLU
+    before the convolution, and pools by the mean; here they follow it, so that they fold, and the pooling is max.
+    """
+    g, before, between = width, 2, (2 + depth) // 2  # channels in growths
+    after = (between + depth) // 2
 
     def block(cin: int) -> list[nn.Module]:
-        return [Dense(cin + i * g, g, norm) for i in range(4)]
+        return [Dense((cin + i) * g, g, norm) for i in range(depth)]
 
     return _network(
         mean,
         std,
-        stem=nn.Sequential(conv(channels, 2 * g, norm=norm), nn.MaxPool2d(2)),
-        block1=nn.Sequential(*block(2 * g), conv(6 * g, 3 * g, 1, norm=norm), nn.MaxPool2d(2)),
-        block2=nn.Sequential(*block(3 * g), conv(7 * g, 3 * g, 1, norm=norm)),
-        block3=nn.Sequential(*block(3 * g)),
-        head=_pooled_head(7 * g, classes),
+        stem=nn.Sequential(conv(channels, before * g, norm=norm), nn.MaxPool2d(2)),
+        block1=nn.Sequential(
+            *block(before), conv((before + depth) * g, between * g, 1, norm=norm), nn.MaxPool2d(2)),
+        block2=nn.Sequential(*block(between), conv((between + depth) * g, after * g, 1, norm=norm)),
+        block3=nn.Sequential(*block(after)),
+        head=_pooled_head((after + depth) * g, classes),
     )
 
 

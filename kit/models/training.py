@@ -46,6 +46,8 @@ def train(
         trainer = imported(r.train or fit)
         model = trainer(r, data.x, data.y, device=where, seed=seed, progress=progress, **r.options)
     model = fold_batch_norm(model.eval()).cpu()
+    if r.options.get("half"):  # stored so too: what is measured is what is loaded
+        model = model.half().float()
     test = kit.data.load(r.data, "test")
     figures = imported(r.measure or clean_accuracy)(r, model, test.x, test.y)
     entry = {
@@ -68,17 +70,19 @@ def clean_accuracy(r: Recipe, model: nn.Module, x: Tensor, y: Tensor) -> dict[st
 
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, draws: torch.Generator) -> Tensor:
-    return F.cross_entropy(model(x), y)
+    return F.cross_entropy(model(x).float(), y)
 
 
 def fit(
     r: Recipe, x: Tensor, y: Tensor, *, device: torch.device, seed: int = 0, progress: Progress | None = None,
-    loss: Loss = cross_entropy,
+    loss: Loss = cross_entropy, momentum: float | None = None, cutout: int = 0, half: bool = False,
 ) -> nn.Module:
     """min over θ of E[loss(f_θ, t(x), y)], t a random translation and mirroring where the recipe says so.
 
     The loss of a batch may draw random numbers from the generator that it is given: adversarial training perturbs the
-    images there. AdamW; the learning rate rises to `lr` over 30 % of the steps and falls to zero along a cosine.
+    images there. AdamW, or SGD with Nesterov's `momentum` where one is given; the learning rate rises to `lr` over 30 %
+    of the steps and falls to zero along a cosine. `cutout` blanks a square of that side in every image; `half`
+    multiplies in bfloat16, twice as fast on processors that know it (and `train` rounds the weights to half precision).
     Cost: `epochs` times the loss's forward and backward passes over x.
     """
     torch.manual_seed(seed)
@@ -86,14 +90,20 @@ def fit(
     draws = torch.Generator().manual_seed(seed)
     batch = min(r.batch, len(x))
     per_epoch = len(x) // batch
-    optimiser = torch.optim.AdamW(model.parameters(), lr=r.lr, weight_decay=r.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, r.lr, total_steps=max(2, r.epochs * per_epoch))
+    weights = model.parameters()
+    optimiser: torch.optim.Optimizer = (
+        torch.optim.AdamW(weights, lr=r.lr, weight_decay=r.weight_decay) if momentum is None
+        else torch.optim.SGD(weights, lr=r.lr, weight_decay=r.weight_decay, momentum=momentum, nesterov=True))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, r.lr, total_steps=max(2, r.epochs * per_epoch), cycle_momentum=momentum is None)
     for epoch in range(r.epochs):
         order = torch.randperm(len(x), generator=draws)
         for i in range(per_epoch):
             rows = order[i * batch : (i + 1) * batch]
-            xb = augment(x[rows], r.shift, r.flip, draws).to(device).contiguous(memory_format=torch.channels_last)
-            value = loss(model, xb, y[rows].to(device), draws)
+            xb = blank(augment(x[rows], r.shift, r.flip, draws), cutout, draws)
+            xb = xb.to(device).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                value = loss(model, xb, y[rows].to(device), draws)
             optimiser.zero_grad()
             value.backward()
             optimiser.step()
@@ -115,6 +125,18 @@ def augment(x: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Te
         mirrored = torch.rand(n, generator=generator) < 0.5
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     return x
+
+
+def blank(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Each image with a mid-grey square of `side` pixels at a random place within it; 0 changes nothing."""
+    if not side:
+        return x
+    n, _, h, w = x.shape
+    top, left = (torch.randint(0, size - side + 1, (n, 1), generator=generator) for size in (h, w))
+    rows, columns = torch.arange(h), torch.arange(w)
+    inside = ((rows >= top) & (rows < top + side))[:, None, :, None] & (
+        (columns >= left) & (columns < left + side))[:, None, None, :]
+    return x.masked_fill(inside, 0.5)
 
 
 # --- networks that have learnt the wrong thing, on purpose ----------------------------------------------------------

@@ -13,7 +13,7 @@ import kit.data
 import kit.models
 from kit.attacks import bim
 from kit.core import Normalize, accuracy, logits
-from kit.models import registry
+from kit.models import registry, training
 
 SCENES = [n for n in kit.models.names() if n.startswith("scenes/")]
 SHIPPED = [n for n in kit.models.names() if n.startswith(("digits/", "scenes/", "mnist/", "cifar10/"))]
@@ -45,7 +45,7 @@ def test_shipped(name):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert entry["parameters"] == sum(p.numel() for p in model.parameters())
     assert entry["recipe"] == json.loads(json.dumps(registry.RECIPES[name].as_dict()))
-    assert (registry.SHIPPED / entry["file"]).stat().st_size < (600_000 if name.startswith("cifar10/") else 400_000)
+    assert (registry.SHIPPED / entry["file"]).stat().st_size < (1_600_000 if name.startswith("cifar10/") else 400_000)
     assert entry["accuracy"] > (0.75 if name.startswith("cifar10/") else 0.95)
 
 
@@ -117,6 +117,37 @@ def test_the_recipe_reaches_the_shipped_accuracy():
     for name in ("digits/mlp", "digits/cnn7"):
         _, entry = kit.models.train(name, device="cpu")
         assert entry["accuracy"] == pytest.approx(kit.models.entry(name)["accuracy"], abs=0.0125)
+
+
+def test_momentum_cutout_and_half_precision(home, monkeypatch):
+    options = {"momentum": 0.9, "cutout": 8, "half": True}
+    quick = registry.Recipe("digits", "densenet", registry.GREY | {"width": 4, "depth": 2}, images=640, epochs=5,
+                            batch=32, lr=0.05, weight_decay=5e-4, options=options)
+    monkeypatch.setitem(registry.RECIPES, "digits/quick", quick)
+    model, entry = kit.models.train("digits/quick", device="cpu")
+    assert entry["accuracy"] > 0.5  # a tenth is chance
+    assert entry["recipe"]["options"] == options
+    path = kit.models.save(model, entry)
+    stored = load_file(path)
+    assert {v.dtype for v in stored.values()} == {torch.float16}  # and nothing is lost by it
+    again = kit.models.load("digits/quick")
+    for name, v in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], v), name
+    plain, _ = kit.models.train("digits/mlp", device="cpu", epochs=1, n=100)
+    kit.models.save(plain, entry | {"name": "digits/mlp"})
+    assert {v.dtype for v in load_file(home / "digits-mlp.safetensors").values()} == {torch.float32}
+
+
+def test_cutout_blanks_one_square_within_each_image():
+    x = torch.rand(50, 3, 12, 16, generator=torch.Generator().manual_seed(1))
+    out = training.blank(x, 5, torch.Generator().manual_seed(0))
+    changed = (out != x).any(1)
+    assert changed.flatten(1).sum(1).tolist() == [25] * 50
+    assert (out[changed[:, None].expand_as(x)] == 0.5).all()
+    assert changed.any(0).float().mean() > 0.9  # wherever it may lie
+    rows, columns = changed.any(2).sum(1), changed.any(1).sum(1)
+    assert rows.tolist() == columns.tolist() == [5] * 50
+    assert training.blank(x, 0, torch.Generator()) is x
 
 
 def test_a_recipe_with_its_own_training(monkeypatch):
