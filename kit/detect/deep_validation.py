@@ -4,12 +4,14 @@
     s(x)   = Σ_i d_i(x)                                             the joint validator
 
 svm_{i,k}(φ) = Σ_j α_j exp(−γ‖φ − φ_j‖²) − ρ is the signed distance to the boundary that a one-class SVM drew around
-the features of training images of class k in layer i: positive inside, negative outside.
+the features of training images of class k in layer i: positive inside, negative outside. With the linear kernel it is
+⟨w, φ⟩/‖w‖ − ρ, the distance to a hyperplane that keeps these features away from the origin. The first asks whether φ
+is like those of class k, the second whether there is enough of what they have in common.
 Source: Wu et al., Deep Validation: toward detecting real-world corner cases for deep neural networks, DSN 2019;
 one-class SVM: Schölkopf et al., Estimating the support of a high-dimensional distribution, 2001.
 """
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +26,11 @@ class DeepValidation(Detector):
     """One-class SVMs per layer and class; the sum of the layers' signed distances is the score.
 
     layers       names of the hidden layers to validate
-    grid         a feature map is averaged to at most grid × grid places a channel (None keeps all places)
-    spread       adds each channel's standard deviation over the places of the whole map
+    grid         a feature map is averaged to at most grid × grid places a channel (None keeps all places), or with
+                 "rim" to two: its outer eighth, where what comes from outside the image is seen, and the rest
+    spread       adds each channel's standard deviation over the places that are averaged
+    linear       those of the layers whose SVM is linear; their features are not standardised nor reduced, since the
+                 origin has a meaning
     components   then reduced to at most so many principal components (None: no reduction)
     nu           the share of training images that may fall outside (and the least share of support vectors)
     gamma        γ in units of 1/(dimensions × variance) of the class's features: 1 is what scikit-learn calls "scale"
@@ -40,9 +45,10 @@ class DeepValidation(Detector):
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[str], *, grid: int | None = 2, components: int | None = 64,
-        nu: float = 0.1, gamma: float = 1.0, standardise: Sequence[str] = ("features", "layers"),
-        per_class: int = 500, spread: bool = False,
+        self, model: nn.Module, layers: Sequence[str], *, grid: int | Literal["rim"] | None = 2,
+        components: int | None = 64, nu: float = 0.1, gamma: float = 1.0,
+        standardise: Sequence[str] = ("features", "layers"), per_class: int = 500, spread: bool = False,
+        linear: Sequence[str] = (),
     ):
         super().__init__(model)
         if not layers:
@@ -50,6 +56,10 @@ class DeepValidation(Detector):
         unknown = set(standardise) - {"features", "components", "layers"}
         if unknown:
             raise ValueError(f"standardise takes 'features', 'components' and 'layers', not {unknown.pop()!r}")
+        if set(linear) - set(layers):
+            raise ValueError(f"linear names some of the layers, and {(set(linear) - set(layers)).pop()!r} is not one")
+        if isinstance(grid, str) and grid != "rim":
+            raise ValueError(f"grid is a number of places, 'rim' or None, not {grid!r}")
         if not 0 < nu <= 1:
             raise ValueError(f"nu is a share above 0 and at most 1, not {nu:g}")
         if not gamma > 0:
@@ -58,6 +68,7 @@ class DeepValidation(Detector):
             pass
         self.layers, self.grid, self.components, self.nu, self.gamma = tuple(layers), grid, components, nu, gamma
         self.standardise, self.per_class, self.spread = tuple(standardise), per_class, spread
+        self.linear = tuple(linear)
         self.fitted: dict[str, Tensor] = {}
 
     def fit(self, x: Tensor, y: Tensor) -> Self:
@@ -80,14 +91,26 @@ class DeepValidation(Detector):
     def _pooled(self, activation: Tensor) -> Tensor:
         if activation.dim() != 4:
             return activation.flatten(1)
-        fine = self.grid and max(activation.shape[2:]) > self.grid
-        pooled = (F.adaptive_avg_pool2d(activation, self.grid) if fine else activation).flatten(1)
+        mean = self._averaged(activation)
         if not self.spread:
-            return pooled
-        variance = activation.flatten(2).var(2, correction=0)
-        return torch.cat([pooled, (variance + 1e-12).sqrt()], 1)  # a map that is constant has a slope, too
+            return mean.flatten(1)
+        variance = (self._averaged(activation.square()) - mean.square()).clamp_min(0)
+        return torch.cat([mean, (variance + 1e-12).sqrt()], 1).flatten(1)  # a constant map has a slope, too
+
+    def _averaged(self, a: Tensor) -> Tensor:
+        """The average over each of the places (N, C, …)."""
+        h, w = a.shape[2:]
+        if self.grid == "rim":
+            edge = max(1, min(h, w) // 8)
+            inside = a[:, :, edge : h - edge, edge : w - edge]
+            n, total = inside[0, 0].numel(), inside.sum((2, 3))  # none, in a map of two places or fewer a side
+            return torch.stack([(a.sum((2, 3)) - total) / (h * w - n), total / max(n, 1)], 2)
+        return a if self.grid is None or max(h, w) <= self.grid else F.adaptive_avg_pool2d(a, self.grid)
 
     def _fit_reduction(self, layer: str, pooled: Tensor) -> Tensor:
+        if layer in self.linear:
+            self.fitted[f"{layer}/unit"] = pooled.norm(dim=1).mean()
+            return self._reduced(layer, pooled)
         mean = pooled.mean(0)
         scale = pooled.std(0).clamp_min(1e-6) if "features" in self.standardise else torch.ones_like(mean)
         z = (pooled - mean) / scale
@@ -99,18 +122,29 @@ class DeepValidation(Detector):
         return self._reduced(layer, pooled)
 
     def _reduced(self, layer: str, pooled: Tensor) -> Tensor:
+        if layer in self.linear:
+            return pooled / self.fitted[f"{layer}/unit"]
         return (pooled - self.fitted[f"{layer}/mean"]) @ self.fitted[f"{layer}/axes"]
 
     def _fit_class(self, layer: str, k: int, phi: Tensor) -> Tensor:
-        gamma = self.gamma / (phi.shape[1] * max(float(phi.var()), 1e-12))
-        svm = OneClassSVM(nu=self.nu, gamma=gamma).fit(phi.cpu().numpy())
-        for name, value in {"vectors": svm.support_vectors_, "alpha": svm.dual_coef_[0], "rho": -svm.intercept_[0],
-                            "gamma": gamma}.items():
+        if layer in self.linear:
+            svm = OneClassSVM(kernel="linear", nu=self.nu).fit(phi.cpu().numpy())
+            w = svm.coef_[0]
+            length = max(float((w**2).sum() ** 0.5), 1e-12)
+            found = {"w": w / length, "rho": -svm.intercept_[0] / length}
+        else:
+            gamma = self.gamma / (phi.shape[1] * max(float(phi.var()), 1e-12))
+            svm = OneClassSVM(nu=self.nu, gamma=gamma).fit(phi.cpu().numpy())
+            found = {"vectors": svm.support_vectors_, "alpha": svm.dual_coef_[0], "rho": -svm.intercept_[0],
+                     "gamma": gamma}
+        for name, value in found.items():
             self.fitted[f"{layer}/{k}/{name}"] = torch.as_tensor(value).to(phi).contiguous()
         return self._distance(layer, k, phi)
 
     def _distance(self, layer: str, k: int, phi: Tensor) -> Tensor:
-        """Σ_j α_j exp(−γ‖φ − φ_j‖²) − ρ (N,): scikit-learn's decision function in torch, which has a gradient."""
+        """Σ_j α_j exp(−γ‖φ − φ_j‖²) − ρ, or ⟨w, φ⟩ − ρ with |w| = 1 (N,): scikit-learn's decision function in torch."""
+        if layer in self.linear:
+            return phi @ self.fitted[f"{layer}/{k}/w"] - self.fitted[f"{layer}/{k}/rho"]
         vectors, alpha, rho, gamma = (self.fitted[f"{layer}/{k}/{n}"] for n in ("vectors", "alpha", "rho", "gamma"))
         squared = phi.square().sum(1)[:, None] - 2 * phi @ vectors.T + vectors.square().sum(1)
         return (-gamma * squared.clamp_min(0)).exp() @ alpha - rho
@@ -146,7 +180,7 @@ class DeepValidation(Detector):
     def settings(self) -> dict[str, Any]:
         return {"layers": list(self.layers), "grid": self.grid, "components": self.components, "nu": self.nu,
                 "gamma": self.gamma, "standardise": list(self.standardise), "per_class": self.per_class,
-                "spread": self.spread}
+                "spread": self.spread, "linear": list(self.linear)}
 
     def tensors(self) -> dict[str, Tensor]:
         return self.fitted

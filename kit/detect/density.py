@@ -1,11 +1,13 @@
-"""Kernel density: is the last hidden layer where it is for training images of that class? And Bayesian uncertainty:
-does the network agree with itself under dropout?
+"""Kernel density: is the last hidden layer where it is for training images of that class? Bayesian uncertainty: does
+the network agree with itself under dropout? And the energy: how little evidence is there for any class?
 
     density       s(x) = −log (1/n_k) Σ_j exp(−‖φ(x) − φ_j‖² / 2h²),   k = argmax f(x),  φ_j the training images of k
     uncertainty   s(x) = mean over classes of the variance of p(x) over T passes with dropout
+    energy        s(x) = −log Σ_k exp z_k(x)
 
-Source: Feinman et al., Detecting adversarial samples from artifacts, 2017. They add the two in a logistic regression
-that is fitted on adversarial images; that needs to know the attack, so here each stands alone.
+Source: Feinman et al., Detecting adversarial samples from artifacts, 2017, for the first two. They add them in a
+logistic regression that is fitted on adversarial images; that needs to know the attack, so here each stands alone.
+The third: Liu et al., Energy-based out-of-distribution detection, NeurIPS 2020.
 """
 import math
 from typing import Any, Self
@@ -123,3 +125,13 @@ class BayesianUncertainty(Detector):
 
     def settings(self) -> dict[str, Any]:
         return {"layers": self.layers, "rate": self.rate, "passes": self.passes, "seed": self.seed}
+
+
+class Energy(Detector):
+    """s(x) = −log Σ_k exp z_k(x): high where no logit is. Nothing is fitted; the yardstick for what is.
+
+    Cost: one forward pass.
+    """
+
+    def discrepancy(self, x: Tensor) -> Tensor:
+        return -self.model(x).logsumexp(1)

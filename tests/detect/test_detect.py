@@ -17,6 +17,7 @@ from kit.detect import (
     BayesianUncertainty,
     DeepValidation,
     Detector,
+    Energy,
     FeatureSqueezing,
     KernelDensity,
     bit_depth,
@@ -60,10 +61,12 @@ def detectors(model):
         "squeezing": FeatureSqueezing(model, (("bit_depth", 1), ("median", 2))),
         "density": KernelDensity(model, "pixels"),
         "uncertainty": BayesianUncertainty(model, ["pixels"], passes=8),
+        "linear": DeepValidation(model, ["pixels", "squares"], components=None, linear=["pixels"]),
+        "energy": Energy(model),
     }
 
 
-EACH = pytest.mark.parametrize("name", ["deep", "squeezing", "density", "uncertainty"])
+EACH = pytest.mark.parametrize("name", ["deep", "squeezing", "density", "uncertainty", "linear", "energy"])
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +180,24 @@ def test_the_distance_is_scikit_learns_decision_function():
     torch.testing.assert_close(detector.score(fresh), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_the_linear_distance_is_to_the_separating_hyperplane():
+    x, y = blobs()
+    model = Nearest().eval()
+    detector = DeepValidation(model, ["pixels"], standardise=(), nu=0.2, linear=["pixels"]).fit(x, y)
+    fresh, labels = blobs(40, seed=5)
+    expected = torch.empty(40)
+    unit = x.flatten(1).norm(dim=1).mean()
+    for k in range(3):
+        svm = OneClassSVM(kernel="linear", nu=0.2).fit((x[y == k].flatten(1) / unit).numpy())
+        rows = labels == k
+        found = svm.decision_function((fresh[rows].flatten(1) / unit).numpy()) / np.linalg.norm(svm.coef_)
+        expected[rows] = -torch.tensor(found).float()
+    torch.testing.assert_close(detector.score(fresh), expected, rtol=1e-3, atol=1e-5)
+    # what all images of the class have in common is taken away: paler is more suspicious, stronger is not
+    pale, strong = detector._distance("pixels", 0, torch.stack([0.5 * x[0], 2 * x[0]]).flatten(1) / unit)
+    assert float(pale) < 0 < float(strong)
+
+
 def test_the_joint_validator_is_the_sum_and_far_images_score_higher(fitted):
     detector = fitted["deep"]
     x, _ = blobs(60, seed=6)
@@ -230,6 +251,23 @@ def test_the_spread_of_a_map_tells_apart_what_its_mean_does_not():
     assert slope.isfinite().all()
 
 
+def test_the_rim_is_told_from_what_it_surrounds():
+    a = torch.rand(2, 3, 16, 9, generator=torch.Generator().manual_seed(0))
+    conv = nn.Sequential(nn.Conv2d(1, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    rim = torch.ones(16, 9, dtype=torch.bool)
+    rim[1:-1, 1:-1] = False  # an eighth of the shorter side
+    parts = torch.stack([a[:, :, rim].mean(2), a[:, :, ~rim].mean(2)], 2)
+    spread = torch.stack([a[:, :, rim].std(2, correction=0), a[:, :, ~rim].std(2, correction=0)], 2)
+    torch.testing.assert_close(DeepValidation(conv, ["0"], grid="rim")._pooled(a), parts.flatten(1))
+    both = DeepValidation(conv, ["0"], grid="rim", spread=True)._pooled(a)
+    torch.testing.assert_close(both, torch.cat([parts, spread], 1).flatten(1))
+    point = a[:, :, :1, :1]  # a map of one place is all rim
+    found = DeepValidation(conv, ["0"], grid="rim")._pooled(point)
+    torch.testing.assert_close(found, torch.stack([point[..., 0, 0], torch.zeros(2, 3)], 2).flatten(1))
+    cells = DeepValidation(conv, ["0"], grid=2, spread=True)._pooled(a[..., :8]).view(2, 2, 3, 2, 2)
+    torch.testing.assert_close(cells[:, 1, :, 1, 0], a[:, :, 8:, :4].flatten(2).std(2, correction=0))
+
+
 def test_fitting_uses_rightly_classified_images_and_no_more_than_asked():
     x, y = blobs()
     wrong = y.clone()
@@ -252,6 +290,7 @@ def test_a_class_that_was_not_fitted_is_named():
 @pytest.mark.parametrize(("settings", "message"), [
     ({"layers": []}, "at least one layer"), ({"layers": ["nowhere"]}, "no layer 'nowhere'"),
     ({"nu": 0}, "nu is a share"), ({"gamma": -1.0}, "positive"), ({"standardise": ["all"]}, "not 'all'"),
+    ({"linear": ["squares"]}, "'squares' is not one"), ({"grid": "edge"}, "not 'edge'"),
 ])
 def test_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
