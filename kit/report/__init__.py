@@ -2,11 +2,12 @@
 
 from kit.report import figures
 from kit.report.intervals import bootstrap_mean, paired, wilson
+from kit.report.measured import Measured
 from kit.report.numbers import record, records
 from kit.report.tables import Strong, table
 from kit.report.transfer import holm, transfer_means, transfer_summary, transfer_table
 
 __all__ = [
-    "Strong", "bootstrap_mean", "figures", "holm", "paired", "record", "records", "table", "transfer_means",
-    "transfer_summary", "transfer_table", "wilson",
+    "Measured", "Strong", "bootstrap_mean", "figures", "holm", "paired", "record", "records", "table",
+    "transfer_means", "transfer_summary", "transfer_table", "wilson",
 ]

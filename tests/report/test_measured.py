@@ -1,0 +1,32 @@
+import json
+
+import pytest
+
+from kit.report import Measured
+
+
+def test_the_full_profile_writes_and_the_quick_one_reads(tmp_path):
+    path = tmp_path / "chapter_measured.json"
+    quick = Measured(path, write=False)
+    quick.keep("mnist", auc=0.5)
+    assert not quick
+    assert not path.exists()
+    full = Measured(path, write=True)
+    full.keep("mnist", auc=0.9, kinds={"Drehung": [1, 2]}, note="ε")
+    full.keep("mnist", auc=0.99)
+    full.keep("cifar10", n=3)
+    assert list(tmp_path.iterdir()) == [path]
+    assert "ε" in path.read_text(encoding="utf-8")
+    again = Measured(path, write=False)
+    assert again == {"mnist": {"auc": 0.99, "kinds": {"Drehung": [1, 2]}, "note": "ε"}, "cifar10": {"n": 3}}
+    again.keep("cifar10", n=4)
+    assert json.loads(path.read_text(encoding="utf-8"))["cifar10"] == {"n": 3}
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"recipe": "kit run"}'])
+def test_a_damaged_file_is_named(tmp_path, content):
+    path = tmp_path / "chapter_measured.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="chapter_measured.json .*run the full profile"):
+        Measured(path, write=False)
+    assert path.read_text() == content
