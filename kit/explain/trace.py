@@ -66,6 +66,8 @@ SUPPORTED = "convolution, linear, pooling, ReLU and its like, flatten, padding, 
 
 @dataclass
 class Note:
+    """One call: the function and its name, its arguments, those of them that come from the images, and what it gave."""
+
     name: str
     function: Callable
     args: tuple

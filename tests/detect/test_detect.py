@@ -415,6 +415,16 @@ def test_uncertainty_is_highest_between_two_classes():
         BayesianUncertainty(model, ["pixels"], rate=1.0)
 
 
+def test_energy_is_high_where_no_class_has_evidence():
+    model = Nearest().eval()
+    x, _ = blobs(30)
+    z = model(x)
+    by_hand = torch.tensor([-math.log(sum(math.exp(v) for v in row)) for row in z.tolist()])
+    torch.testing.assert_close(Energy(model).score(x), by_hand, rtol=1e-4, atol=1e-4)
+    nowhere = torch.ones(1, 1, SIDE, SIDE)
+    assert float(Energy(model).score(nowhere)) > float(Energy(model).score(x).max())
+
+
 @pytest.mark.parametrize("make", [lambda m: DeepValidation(m, ["pixels"]), lambda m: KernelDensity(m, "pixels")])
 def test_what_is_not_fitted_says_so(make):
     with pytest.raises(ValueError, match=r"call fit\(training images, labels\) first"):

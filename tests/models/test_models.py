@@ -138,6 +138,15 @@ def test_momentum_cutout_and_half_precision(home, monkeypatch):
     assert {v.dtype for v in load_file(home / "digits-mlp.safetensors").values()} == {torch.float32}
 
 
+def test_each_option_of_the_training_changes_it():
+    plain = registry.Recipe("digits", "mlp", registry.GREY, epochs=1, batch=32, lr=0.01)
+    d = kit.data.load("digits", "train", n=64)
+    every = ({}, {"momentum": 0.9}, {"momentum": 0.5}, {"cutout": 8}, {"half": True})
+    weights = [next(training.fit(plain, d.x, d.y, device=torch.device("cpu"), **o).parameters()) for o in every]
+    for a, b in permutations(weights, 2):
+        assert not torch.equal(a, b)
+
+
 def test_cutout_blanks_one_square_within_each_image():
     x = torch.rand(50, 3, 12, 16, generator=torch.Generator().manual_seed(1))
     out = training.blank(x, 5, torch.Generator().manual_seed(0))
