@@ -10,6 +10,7 @@ is like those of class k, the second whether there is enough of what they have i
 Source: Wu et al., Deep Validation: toward detecting real-world corner cases for deep neural networks, DSN 2019;
 one-class SVM: Schölkopf et al., Estimating the support of a high-dimensional distribution, 2001.
 """
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -20,6 +21,106 @@ from torch import Tensor, nn
 
 from kit.core import borrowed, chunks, features, generator, laid_out, normal
 from kit.detect.detector import Detector, rightly_classified
+
+
+class OneClassSVMs(ABC):
+    """One layer's boundaries, one per class k: g_k(φ) > 0 where φ is usual for the class, below 0 where it is not.
+
+    `fit` fills `tensors`, and `distance` uses nothing else. With `unit`, distances are in units of their standard
+    deviation over the fitted images. A kind of boundary says how features are reduced and what g is.
+    """
+
+    def __init__(self, nu: float, unit: bool):
+        self.nu, self.unit = nu, unit
+        self.tensors: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def reduction(self, phi: Tensor) -> dict[str, Tensor]:
+        """What `reduced` needs to know, from features (N, D) of all classes."""
+
+    @abstractmethod
+    def reduced(self, phi: Tensor) -> Tensor:
+        """Features (N, D) as the SVMs see them."""
+
+    @abstractmethod
+    def boundary(self, phi: Tensor) -> dict[str, Any]:
+        """What `g` needs to know of one class, from its reduced features; "rho" is part of it."""
+
+    @abstractmethod
+    def g(self, phi: Tensor, **boundary: Tensor) -> Tensor:
+        """g of one class (N,) for reduced features: scikit-learn's decision function, in torch."""
+
+    def fit(self, phi: Tensor, y: Tensor) -> Self:
+        self.tensors = self.reduction(phi)
+        z = self.reduced(phi)
+        for k in y.unique():
+            for name, value in self.boundary(z[y == k]).items():
+                self.tensors[f"{int(k)}/{name}"] = torch.as_tensor(value).to(z).contiguous()
+        self.tensors["sigma"] = torch.ones_like(z[0, 0])
+        if self.unit:
+            self.tensors["sigma"] = self.distance(phi, y).std().clamp_min(1e-12)
+        return self
+
+    def distance(self, phi: Tensor, classes: Tensor) -> Tensor:
+        """g_k(φ) / σ (N,) for features (N, D), k being each row's class (N,)."""
+        z = self.reduced(phi)
+        g = torch.zeros_like(z[:, 0])
+        for k in classes.unique():
+            prefix, rows = f"{int(k)}/", torch.where(classes == k)[0]
+            if f"{prefix}rho" not in self.tensors:
+                raise ValueError(f"the model predicts class {int(k)}, of which no image was fitted on")
+            own = {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
+            g = g.index_copy(0, rows, self.g(z[rows], **own))
+        return g / self.tensors["sigma"]
+
+
+class Bubbles(OneClassSVMs):
+    """g(φ) = Σ_j α_j exp(−γ‖φ − φ_j‖²) − ρ on standardised principal components."""
+
+    def __init__(self, nu: float, unit: bool, gamma: float, components: int | None, standardise: Sequence[str]):
+        super().__init__(nu, unit)
+        self.gamma, self.components, self.standardise = gamma, components, standardise
+
+    def reduction(self, phi: Tensor) -> dict[str, Tensor]:
+        mean = phi.mean(0)
+        scale = phi.std(0).clamp_min(1e-6) if "features" in self.standardise else torch.ones_like(mean)
+        z = (phi - mean) / scale
+        count, whiten = min(self.components or z.shape[1], z.shape[1]), "components" in self.standardise
+        axes = principal_axes(z, count) if whiten or count < z.shape[1] else torch.eye(count).to(z)
+        if whiten:
+            axes = axes / (z @ axes).std(0).clamp_min(1e-4)
+        return {"mean": mean, "axes": (axes / scale[:, None]).contiguous()}
+
+    def reduced(self, phi: Tensor) -> Tensor:
+        return (phi - self.tensors["mean"]) @ self.tensors["axes"]
+
+    def boundary(self, phi: Tensor) -> dict[str, Any]:
+        gamma = self.gamma / (phi.shape[1] * max(float(phi.var()), 1e-12))
+        svm = OneClassSVM(nu=self.nu, gamma=gamma).fit(phi.cpu().numpy())
+        return {"vectors": svm.support_vectors_, "alpha": svm.dual_coef_[0], "rho": -svm.intercept_[0], "gamma": gamma}
+
+    def g(self, phi: Tensor, **boundary: Tensor) -> Tensor:
+        vectors, alpha, rho, gamma = (boundary[name] for name in ("vectors", "alpha", "rho", "gamma"))
+        squared = phi.square().sum(1)[:, None] - 2 * phi @ vectors.T + vectors.square().sum(1)
+        return (-gamma * squared.clamp_min(0)).exp() @ alpha - rho
+
+
+class Hyperplanes(OneClassSVMs):
+    """g(φ) = ⟨w, φ⟩/‖w‖ − ρ, on features as they are but for their unit: their mean length is 1."""
+
+    def reduction(self, phi: Tensor) -> dict[str, Tensor]:
+        return {"unit": phi.norm(dim=1).mean()}
+
+    def reduced(self, phi: Tensor) -> Tensor:
+        return phi / self.tensors["unit"]
+
+    def boundary(self, phi: Tensor) -> dict[str, Any]:
+        svm = OneClassSVM(kernel="linear", nu=self.nu).fit(phi.cpu().numpy())
+        length = max(float((svm.coef_[0] ** 2).sum() ** 0.5), 1e-12)
+        return {"w": svm.coef_[0] / length, "rho": -svm.intercept_[0] / length}
+
+    def g(self, phi: Tensor, **boundary: Tensor) -> Tensor:
+        return phi @ boundary["w"] - boundary["rho"]
 
 
 class DeepValidation(Detector):
@@ -69,7 +170,13 @@ class DeepValidation(Detector):
         self.layers, self.grid, self.components, self.nu, self.gamma = tuple(layers), grid, components, nu, gamma
         self.standardise, self.per_class, self.spread = tuple(standardise), per_class, spread
         self.linear = tuple(linear)
-        self.fitted: dict[str, Tensor] = {}
+        self.svms: dict[str, OneClassSVMs] = {layer: self._svms(layer) for layer in layers}
+
+    def _svms(self, layer: str) -> OneClassSVMs:
+        unit = "layers" in self.standardise
+        if layer in self.linear:
+            return Hyperplanes(self.nu, unit)
+        return Bubbles(self.nu, unit, self.gamma, self.components, self.standardise)
 
     def fit(self, x: Tensor, y: Tensor) -> Self:
         """Fit on training images that the model classifies rightly, at most `per_class` of each class."""
@@ -80,12 +187,8 @@ class DeepValidation(Detector):
                 self.model(laid_out(x[rows]))
                 for layer in self.layers:
                     pooled[layer].append(self._pooled(found[layer]))
-        self.fitted = {}
         for layer in self.layers:
-            phi = self._fit_reduction(layer, torch.cat(pooled.pop(layer)))
-            distance = torch.cat([self._fit_class(layer, int(k), phi[y == k]) for k in y.unique()])
-            sigma = distance.std().clamp_min(1e-12) if "layers" in self.standardise else torch.ones_like(distance[0])
-            self.fitted[f"{layer}/sigma"] = sigma
+            self.svms[layer].fit(torch.cat(pooled.pop(layer)), y)
         return self
 
     def _pooled(self, activation: Tensor) -> Tensor:
@@ -107,68 +210,16 @@ class DeepValidation(Detector):
             return torch.stack([(a.sum((2, 3)) - total) / (h * w - n), total / max(n, 1)], 2)
         return a if self.grid is None or max(h, w) <= self.grid else F.adaptive_avg_pool2d(a, self.grid)
 
-    def _fit_reduction(self, layer: str, pooled: Tensor) -> Tensor:
-        if layer in self.linear:
-            self.fitted[f"{layer}/unit"] = pooled.norm(dim=1).mean()
-            return self._reduced(layer, pooled)
-        mean = pooled.mean(0)
-        scale = pooled.std(0).clamp_min(1e-6) if "features" in self.standardise else torch.ones_like(mean)
-        z = (pooled - mean) / scale
-        count, whiten = min(self.components or z.shape[1], z.shape[1]), "components" in self.standardise
-        axes = principal_axes(z, count) if whiten or count < z.shape[1] else torch.eye(count).to(z)
-        if whiten:
-            axes = axes / (z @ axes).std(0).clamp_min(1e-4)
-        self.fitted[f"{layer}/mean"], self.fitted[f"{layer}/axes"] = mean, (axes / scale[:, None]).contiguous()
-        return self._reduced(layer, pooled)
-
-    def _reduced(self, layer: str, pooled: Tensor) -> Tensor:
-        if layer in self.linear:
-            return pooled / self.fitted[f"{layer}/unit"]
-        return (pooled - self.fitted[f"{layer}/mean"]) @ self.fitted[f"{layer}/axes"]
-
-    def _fit_class(self, layer: str, k: int, phi: Tensor) -> Tensor:
-        if layer in self.linear:
-            svm = OneClassSVM(kernel="linear", nu=self.nu).fit(phi.cpu().numpy())
-            w = svm.coef_[0]
-            length = max(float((w**2).sum() ** 0.5), 1e-12)
-            found = {"w": w / length, "rho": -svm.intercept_[0] / length}
-        else:
-            gamma = self.gamma / (phi.shape[1] * max(float(phi.var()), 1e-12))
-            svm = OneClassSVM(nu=self.nu, gamma=gamma).fit(phi.cpu().numpy())
-            found = {"vectors": svm.support_vectors_, "alpha": svm.dual_coef_[0], "rho": -svm.intercept_[0],
-                     "gamma": gamma}
-        for name, value in found.items():
-            self.fitted[f"{layer}/{k}/{name}"] = torch.as_tensor(value).to(phi).contiguous()
-        return self._distance(layer, k, phi)
-
-    def _distance(self, layer: str, k: int, phi: Tensor) -> Tensor:
-        """Σ_j α_j exp(−γ‖φ − φ_j‖²) − ρ, or ⟨w, φ⟩ − ρ with |w| = 1 (N,): scikit-learn's decision function in torch."""
-        if layer in self.linear:
-            return phi @ self.fitted[f"{layer}/{k}/w"] - self.fitted[f"{layer}/{k}/rho"]
-        vectors, alpha, rho, gamma = (self.fitted[f"{layer}/{k}/{n}"] for n in ("vectors", "alpha", "rho", "gamma"))
-        squared = phi.square().sum(1)[:, None] - 2 * phi @ vectors.T + vectors.square().sum(1)
-        return (-gamma * squared.clamp_min(0)).exp() @ alpha - rho
-
     def discrepancies(self, x: Tensor) -> Tensor:
         """d_i(x) (N, L) of one chunk, a column per layer, differentiable by x.
 
         Raises ValueError when the model predicts a class that no fitted image had.
         """
-        if not self.fitted:
+        if not all(svms.tensors for svms in self.svms.values()):
             raise ValueError("the validators are not fitted yet: call fit(training images, labels) first")
         with features(self.model, self.layers) as found:
             predicted = self.model(x).argmax(1)
-        columns = []
-        for layer in self.layers:
-            phi = self._reduced(layer, self._pooled(found[layer]))
-            d = torch.zeros_like(phi[:, 0])
-            for k in predicted.unique():
-                if f"{layer}/{int(k)}/rho" not in self.fitted:
-                    raise ValueError(f"the model predicts class {int(k)}, of which no image was fitted on")
-                rows = torch.where(predicted == k)[0]
-                d = d.index_copy(0, rows, -self._distance(layer, int(k), phi[rows]))
-            columns.append(d / self.fitted[f"{layer}/sigma"])
-        return torch.stack(columns, 1)
+        return torch.stack([-self.svms[i].distance(self._pooled(found[i]), predicted) for i in self.layers], 1)
 
     def discrepancy(self, x: Tensor) -> Tensor:
         return self.discrepancies(x).sum(1)
@@ -183,10 +234,11 @@ class DeepValidation(Detector):
                 "spread": self.spread, "linear": list(self.linear)}
 
     def tensors(self) -> dict[str, Tensor]:
-        return self.fitted
+        return {f"{layer}/{name}": t for layer, svms in self.svms.items() for name, t in svms.tensors.items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        self.fitted = tensors
+        for layer, svms in self.svms.items():
+            svms.tensors = {n.removeprefix(f"{layer}/"): t for n, t in tensors.items() if n.startswith(f"{layer}/")}
 
 
 def principal_axes(z: Tensor, count: int, rounds: int = 6) -> Tensor:

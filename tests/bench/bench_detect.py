@@ -51,9 +51,9 @@ def peer(deep, train, x):
         right, y = rightly_classified(deep.model, train.x, train.y, deep.per_class)
         deep.model(right)
         for layer in LAYERS:
-            phi = deep._reduced(layer, deep._pooled(found[layer]))
+            phi = deep.svms[layer].reduced(deep._pooled(found[layer]))
             for k in y.unique().tolist():
-                gamma = float(deep.fitted[f"{layer}/{k}/gamma"])
+                gamma = float(deep.svms[layer].tensors[f"{k}/gamma"])
                 svms[layer, k] = OneClassSVM(nu=deep.nu, gamma=gamma).fit(phi[y == k].numpy())
 
     def score():
@@ -62,11 +62,11 @@ def peer(deep, train, x):
             with torch.no_grad(), features(deep.model, LAYERS) as found:
                 predicted = deep.model(x[rows]).argmax(1)
             for layer in LAYERS:
-                phi = deep._reduced(layer, deep._pooled(found[layer])).numpy()
+                phi = deep.svms[layer].reduced(deep._pooled(found[layer])).numpy()
                 for k in predicted.unique().tolist():
                     own = predicted == k
                     distance = svms[layer, k].decision_function(phi[own.numpy()])
-                    total[rows][own] -= torch.as_tensor(distance).float() / deep.fitted[f"{layer}/sigma"]
+                    total[rows][own] -= torch.as_tensor(distance).float() / deep.svms[layer].tensors["sigma"]
         return total
 
     return score

@@ -194,7 +194,8 @@ def test_the_linear_distance_is_to_the_separating_hyperplane():
         expected[rows] = -torch.tensor(found).float()
     torch.testing.assert_close(detector.score(fresh), expected, rtol=1e-3, atol=1e-5)
     # what all images of the class have in common is taken away: paler is more suspicious, stronger is not
-    pale, strong = detector._distance("pixels", 0, torch.stack([0.5 * x[0], 2 * x[0]]).flatten(1) / unit)
+    scaled = torch.stack([0.5 * x[0], 2 * x[0]]).flatten(1)
+    pale, strong = detector.svms["pixels"].distance(scaled, torch.zeros(2))
     assert float(pale) < 0 < float(strong)
 
 
@@ -227,7 +228,7 @@ def test_features_are_pooled_and_reduced():
     assert torch.equal(detector._pooled(x), x.flatten(1))
     x, y = blobs()
     detector = DeepValidation(Nearest().eval(), ["pixels"], components=5).fit(x, y)
-    phi = detector._reduced("pixels", x.flatten(1))
+    phi = detector.svms["pixels"].reduced(x.flatten(1))
     covariance = phi.T @ phi / len(phi)
     assert covariance.shape == (5, 5)
     torch.testing.assert_close(covariance, torch.diag(covariance.diag()), atol=1e-3, rtol=0)
@@ -235,7 +236,7 @@ def test_features_are_pooled_and_reduced():
     for count in (5, None):  # whitened, with and without a reduction
         detector = DeepValidation(
             Nearest().eval(), ["pixels"], components=count, standardise=["features", "components"]).fit(x, y)
-        covariance = detector._reduced("pixels", x.flatten(1)).T.cov()
+        covariance = detector.svms["pixels"].reduced(x.flatten(1)).T.cov()
         torch.testing.assert_close(covariance, torch.eye(len(covariance)), atol=1e-3, rtol=0)
 
 
