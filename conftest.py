@@ -82,7 +82,8 @@ def pytest_configure(config: Any) -> None:
     from nbval.kernel import NbvalKernelspecManager, RunningKernel
     from nbval.plugin import IPyNbCell, IPyNbFile
 
-    from kit.run.notebooks import kernel_environment, warm_up
+    from kit.run.job import kernel_environment
+    from kit.run.notebooks import warm_up
 
     if getattr(IPyNbCell, "approximate", False):
         return

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kit.run.files import PACKAGE, ROOT, UserError, chapters, versions
-from kit.run.notebooks import Result
+from kit.run.job import Result
 from kit.run.notebooks import run as run_notebooks
 
 OPTIONS: dict[str, Any] = {"add_completion": False, "no_args_is_help": True, "pretty_exceptions_enable": False}

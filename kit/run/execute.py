@@ -1,4 +1,4 @@
-"""One notebook in one process: `python -m kit.run.execute`, started by `kit.run.notebooks`.
+"""One notebook in one process: `python -m kit.run.execute`, started by `kit.run.job`.
 
 The job is one line of JSON on stdin. Stdin then stays open as a lifeline: when the runner dies, however it dies, it
 closes, and this process ends with its kernel. Events go to stdout, one line of JSON each: `{"cell": 3, "of": 12, …}`

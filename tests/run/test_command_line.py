@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from kit.run import cli
 from kit.run.files import UserError
-from kit.run.notebooks import Result
+from kit.run.job import Result
 
 
 def call(*words: str):

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from kit.run import execute, files, notebooks
+from kit.run import execute, files, job, notebooks
 from kit.run.files import UserError
 from kit.run.notebooks import run
 from kit.run.probe import probe
@@ -178,10 +178,10 @@ def test_what_has_changed_is_not_up_to_date(book, monkeypatch, tmp_path, what):
         monkeypatch.setattr(files, "package_key", lambda: "other")
     elif what == "damaged":
         target = tmp_path / "out"
-        monkeypatch.setattr(notebooks, "_relative", lambda notebook: Path(notebook.name))
+        monkeypatch.setattr(job, "relative", lambda notebook: Path(notebook.name))
         target.mkdir()
         (target / "good.ipynb").write_text(results["good"].output.read_text()[:500])
-    assert not notebooks._prepare(source, given, target, in_place=False, force=force).up_to_date
+    assert not job.prepare(source, given, target, in_place=False, force=force).up_to_date
 
 
 def test_prose_does_not_make_committed_outputs_stale_but_code_does(tmp_path):
@@ -340,21 +340,21 @@ def test_a_stopped_run_leaves_no_process_and_resumes(tmp_path, how):
 
 
 def test_outputs_lie_as_the_notebooks_do(tmp_path, monkeypatch):
-    assert notebooks._relative(files.ROOT / "notebooks" / "a" / "b.ipynb") == Path("notebooks/a/b.ipynb")
+    assert job.relative(files.ROOT / "notebooks" / "a" / "b.ipynb") == Path("notebooks/a/b.ipynb")
     monkeypatch.chdir(tmp_path)
-    assert notebooks._relative(tmp_path / "mine" / "b.ipynb") == Path("mine/b.ipynb")
-    assert notebooks._relative(Path("/elsewhere/b.ipynb")) == Path("b.ipynb")
+    assert job.relative(tmp_path / "mine" / "b.ipynb") == Path("mine/b.ipynb")
+    assert job.relative(Path("/elsewhere/b.ipynb")) == Path("b.ipynb")
 
 
 def test_time_left():
-    def job(expected, result=None):
-        return notebooks.Job(Path("a"), Path("b"), Path("c"), {}, expected, result=result)
+    def of(expected, result=None):
+        return job.Job(Path("a"), Path("b"), Path("c"), {}, expected, result=result)
 
-    assert notebooks._left([job(10.0), job(20.0), job(30.0)], 2) == 30.0
-    assert notebooks._left([job(10.0), job(None)], 1) == 20.0  # unknown: like the others
-    done = notebooks.Result(Path("a"), Path("b"), "ok", 4.0)
-    assert notebooks._left([job(4.0, done), job(None)], 1) == 4.0
-    running = job(None)
+    assert notebooks._left([of(10.0), of(20.0), of(30.0)], 2) == 30.0
+    assert notebooks._left([of(10.0), of(None)], 1) == 20.0  # unknown: like the others
+    done = job.Result(Path("a"), Path("b"), "ok", 4.0)
+    assert notebooks._left([of(4.0, done), of(None)], 1) == 4.0
+    running = of(None)
     running.started, running.share = time.monotonic() - 10, 0.5  # half of its cells in ten seconds
     assert notebooks._left([running], 1) == pytest.approx(10, abs=0.5)
     assert [notebooks._clock(s) for s in (5, 65, 3665)] == ["0:05", "1:05", "1:01:05"]
@@ -375,8 +375,8 @@ def test_chapters_come_in_the_order_of_the_book(tmp_path):
 
 def test_the_kernel_environment_keeps_the_gpu_only_where_it_may(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
-    assert notebooks.kernel_environment(3, gpu=False)["CUDA_VISIBLE_DEVICES"] == ""
-    found = notebooks.kernel_environment(3, gpu=True)
+    assert job.kernel_environment(3, gpu=False)["CUDA_VISIBLE_DEVICES"] == ""
+    found = job.kernel_environment(3, gpu=True)
     assert "CUDA_VISIBLE_DEVICES" not in found
     assert found["OMP_NUM_THREADS"] == "3"
     assert found["PYTHONPATH"].split(os.pathsep) == [str(files.ROOT), "elsewhere"]
