@@ -7,14 +7,14 @@ from typing import Any
 class Measured(dict[str, dict[str, Any]]):
     """A dict of named groups of figures in a JSON file: read here, and under the full profile (`write=True`) written.
 
-    `measured = Measured("lime_measured.json", write=profile == "full")`; then `measured.keep("cifar10", n=…, auc=…)`.
-    Every `keep` writes the file, so that a run that is stopped keeps what it has measured. Raises ValueError for a
-    file that is not such a dict.
+    `measured = Measured("lime_measured.json", write=full, seed=seed)`; then `measured.keep("cifar10", n=…, auc=…)`.
+    What is given besides `write` says how the figures are made, and is kept with every group. Every `keep` writes the
+    file, so that a run that is stopped keeps what it has measured. Raises ValueError for a file that is no such dict.
     """
 
-    def __init__(self, path: str | Path, *, write: bool):
+    def __init__(self, path: str | Path, *, write: bool, **about: Any):
         super().__init__()
-        self.path, self.write = Path(path), write
+        self.path, self.write, self.about = Path(path), write, about
         if not self.path.exists():
             return
         try:
@@ -31,7 +31,7 @@ class Measured(dict[str, dict[str, Any]]):
         """Add figures to a group, replacing those of the same name; nothing happens where `write` is false."""
         if not self.write:
             return
-        self.setdefault(name, {}).update(figures)
+        self.setdefault(name, {}).update(self.about | figures)
         part = self.path.with_name(self.path.name + ".part")
         part.write_text(json.dumps(self, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         part.replace(self.path)

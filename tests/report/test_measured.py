@@ -23,6 +23,15 @@ def test_the_full_profile_writes_and_the_quick_one_reads(tmp_path):
     assert json.loads(path.read_text(encoding="utf-8"))["cifar10"] == {"n": 3}
 
 
+def test_how_it_was_made_is_kept_with_every_group(tmp_path):
+    path = tmp_path / "chapter_measured.json"
+    measured = Measured(path, write=True, seed=3, device="cpu")
+    measured.keep("mnist", auc=0.9)
+    measured.keep("cifar10", auc=0.8, device="cuda")
+    assert Measured(path, write=False) == {
+        "mnist": {"seed": 3, "device": "cpu", "auc": 0.9}, "cifar10": {"seed": 3, "device": "cuda", "auc": 0.8}}
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", '{"recipe": "kit run"}'])
 def test_a_damaged_file_is_named(tmp_path, content):
     path = tmp_path / "chapter_measured.json"
