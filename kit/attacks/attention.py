@@ -1,0 +1,185 @@
+"""Transfer attacks that read hidden layers: what is maximised gains a term beside the loss ℓ.
+
+    TAP   ℓ + λ Σ_k ‖P(A_k(x)) − P(A_k(x'))‖₂² + η Σ |box ∗ (x − x')|,   P(v) = sign(v) |v|^α
+    ATA   ℓ + λ Σ_k ‖H_k(x') − H_k(x)‖₂,   H_k the attention map of layer k
+
+Networks that differ in much look at the same parts of an image, so what turns one's features or attention away may
+turn another's. How the gradient is taken is free: mu and kernel add MI and TI of `kit.attacks.transfer`. Arguments are
+those of `kit.attacks.gradient`, with the default step eps/steps and the same errors; `layers` are names of layers.
+Terms are sums over features, places and pixels, and one number per image.
+"""
+import re
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kit.attacks.gradient import _gain
+from kit.attacks.transfer import travel
+from kit.core import Ensemble, Trace, cross_entropy, features, per_image, smooth_relu
+
+
+def blocks(model: nn.Module) -> list[str]:
+    """The names of a network's stages (`block1`, … or `layer1`, …); of an ensemble, those of each of its members.
+
+    Raises ValueError for a network that does not name them so.
+    """
+    if isinstance(model, Ensemble):
+        return [f"models.{i}.{name}" for i, member in enumerate(model.models) for name in blocks(member)]
+    names = [name for name, _ in model.named_modules() if name]
+    found = [name for name in names if re.fullmatch(r"(network\.|model\.)?(block|layer)\d+", name)]
+    if found:
+        return found
+    known = ", ".join(names)
+    raise ValueError(f"the model has no block1, block2, …: name its layers with layers=[…]; it has {known}")
+
+
+def middle(model: nn.Module) -> list[str]:
+    """The stage in the middle: `block2` of the families, `layer3` of cnn7, one for each member of an ensemble."""
+    if isinstance(model, Ensemble):
+        return [f"models.{i}.{name}" for i, member in enumerate(model.models) for name in middle(member)]
+    stages = blocks(model)
+    return [stages[(len(stages) - 1) // 2]]
+
+
+def attention_maps(z: Tensor, A: dict[str, Tensor], y: Tensor, create_graph: bool = False) -> dict[str, Tensor]:
+    """H_k (N, h, w) = ReLU(Σ_c α_c A_c), α_c = mean over the places of ∂z_y/∂A_c: part of a backward pass."""
+    for name, maps in A.items():
+        if maps.dim() != 4:
+            raise ValueError(f"the layer {name!r} has no feature maps (N, C, h, w): name another in layers")
+    score = z.gather(1, y[:, None]).sum()
+    slopes = torch.autograd.grad(score, list(A.values()), create_graph=create_graph, retain_graph=True)
+    return {name: F.relu(torch.einsum("nc,nchw->nhw", g.mean((2, 3)), maps))
+            for (name, maps), g in zip(A.items(), slopes, strict=True)}
+
+
+@per_image
+def attention(model: nn.Module, x: Tensor, y: Tensor, *, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """The attention maps H_k^y (N, h, w) of each layer, for the logit of y: Grad-CAM before it is resized.
+
+    Cost: one forward pass and the backward pass from the logits to the first of the layers.
+    """
+    with features(model, layers or middle(model)) as A:
+        z = model(x.detach().requires_grad_())
+    return {name: H.detach() for name, H in attention_maps(z, A, y).items()}
+
+
+def _climb(model, x, y, terms, *, layers, target, loss, **options) -> Tensor:
+    """`bim` on the loss plus terms; a term is made by term(z, A, x) on the clean image, and read as term(z, A, x')."""
+
+    def forward(v: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        with features(model, layers) as A:
+            z = model(v)
+        return z, dict(A), v
+
+    added = [make(*forward(x.detach().requires_grad_())) for make in terms]
+
+    def objective(x_adv: Tensor, k: int) -> Tensor:
+        z, A, v = forward(x_adv)
+        value = _gain(z, y, target, loss)
+        for term in added:
+            value = value + term(z, A, v)
+        return value
+
+    return travel(objective, x.detach(), **options)
+
+
+def _distance(a: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(a.flatten(1), dim=1)
+
+
+def _attention_term(y: Tensor, lam: float, layers: Sequence[str], create_graph: bool):
+    """λ Σ_k ‖H_k^y(x') − H_k^y(x)‖₂"""
+
+    def at(z, A, x):
+        return attention_maps(z, {name: A[name] for name in layers}, y, create_graph)
+
+    def make(z, A, x):
+        clean = {name: H.detach() for name, H in at(z, A, x).items()}
+        return lambda z, A, x_adv: lam * sum(_distance(H - clean[name]) for name, H in at(z, A, x_adv).items())
+
+    return make
+
+
+def _feature_term(lam: float, eta: float, alpha: float, s: int, layers: Sequence[str]):
+    """λ Σ_k ‖P(A_k(x)) − P(A_k(x'))‖₂² + η Σ_i |(x − x' averaged over s×s)_i|"""
+
+    def P(v):
+        return v.sign() * (v.abs() + 1e-12) ** alpha  # the slope of |v|^α at 0 is infinite
+
+    def make(z, A, x):
+        x, clean = x.detach(), {name: P(A[name]).detach() for name in layers}
+
+        def term(z, A, x_adv):
+            apart = sum((clean[name] - P(A[name])).square().flatten(1).sum(1) for name in layers)
+            return lam * apart + eta * F.avg_pool2d(x - x_adv, s, 1, s // 2).abs().flatten(1).sum(1)
+
+        return term
+
+    return make
+
+
+@per_image
+def tap(
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, step: float | Tensor | None = None, steps: int = 10,
+    lam: float = 0.005, eta: float = 0.01, alpha: float = 0.5, s: int = 3, layers: Sequence[str] | None = None,
+    mu: float = 0.0, kernel: int = 1, norm: str = "linf", target: Tensor | None = None, loss=cross_entropy,
+    trace: Trace | None = None,
+) -> Tensor:
+    """Transferable adversarial perturbations: drive the features of every stage apart, by a smooth perturbation.
+
+        max ℓ(f(x'), y) + λ Σ_k ‖P(A_k(x)) − P(A_k(x'))‖₂² + η Σ_i |(x − x' averaged over s×s)_i|
+
+    with P(v) = sign(v)(|v| + 1e-12)^α. The default `layers` are all stages (`blocks`); the box runs over every pixel.
+    With lam = eta = 0 it is `bim`. Cost: `steps` forward and backward passes and one forward pass.
+    Source: Zhou et al., Transferable adversarial perturbations, ECCV 2018; the constants are those of its
+    reimplementations, which agree.
+    """
+    layers = layers or blocks(model)
+    return _climb(model, x, y, [_feature_term(lam, eta, alpha, s, layers)], layers=layers, eps=eps, step=step,
+                  steps=steps, mu=mu, kernel=kernel, norm=norm, target=target, loss=loss, trace=trace)
+
+
+@per_image
+def ata(
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, step: float | Tensor | None = None, steps: int = 10,
+    lam: float = 1.0, layers: Sequence[str] | None = None, create_graph: bool = False, smooth: float | None = None,
+    mu: float = 0.0, kernel: int = 1, norm: str = "linf", target: Tensor | None = None, loss=cross_entropy,
+    trace: Trace | None = None,
+) -> Tensor:
+    """Attention-guided transfer attack: raise the loss, and change what the network attends to.
+
+        max ℓ(f(x'), y) + λ Σ_k ‖H_k^y(x') − H_k^y(x)‖₂
+        H_k^y = ReLU(Σ_c α_c A_c),   α_c = 1/(h w) Σ_mn ∂f(x)[y]/∂A_c[m, n],   f(x)[y] the logit
+
+    The default `layers` are the stage in the middle (`block2` of the families). A targeted attack keeps the attention
+    of y, and maximises −ℓ(f(x'), target). With create_graph, α is differentiated too; in a network of ReLUs that
+    changes nothing, since α is constant where the ReLUs do not switch, unless smooth = τ lets them differentiate
+    smoothly (`kit.core.smooth_relu`; for the loss too, so compare with lam = 0 and the same τ). With lam = 0 and no
+    smooth it is `bim`, bit for bit.
+    Cost: `steps` forward and backward passes and as many backward passes from the logits to the layers, and both once.
+    Source: Wu et al., Boosting the transferability of adversarial samples via attention, CVPR 2020, algorithm 1.
+    """
+    layers = layers or middle(model)
+    with smooth_relu(smooth) if smooth else nullcontext():
+        return _climb(model, x, y, [_attention_term(y, lam, layers, create_graph)], layers=layers, eps=eps, step=step,
+                      steps=steps, mu=mu, kernel=kernel, norm=norm, target=target, loss=loss, trace=trace)
+
+
+@per_image
+def tap_ata(
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, step: float | Tensor | None = None, steps: int = 10,
+    lam: float = 1.0, layers: Sequence[str] | None = None, lam_tap: float = 0.005, eta: float = 0.01,
+    alpha: float = 0.5, s: int = 3, layers_tap: Sequence[str] | None = None, mu: float = 0.0, kernel: int = 1,
+    norm: str = "linf", target: Tensor | None = None, loss=cross_entropy, trace: Trace | None = None,
+) -> Tensor:
+    """TAP with ATA's term added to its objective; lam and layers are ATA's. With lam = 0 it is `tap`.
+
+    Cost: that of `ata`, and one forward pass. Source: Wu et al., CVPR 2020; the thesis, "Complementary effect".
+    """
+    layers, layers_tap = layers or middle(model), layers_tap or blocks(model)
+    terms = [_feature_term(lam_tap, eta, alpha, s, layers_tap), _attention_term(y, lam, layers, False)]
+    return _climb(model, x, y, terms, layers=sorted({*layers, *layers_tap}), eps=eps, step=step, steps=steps, mu=mu,
+                  kernel=kernel, norm=norm, target=target, loss=loss, trace=trace)
