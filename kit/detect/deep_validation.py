@@ -109,10 +109,10 @@ class Hyperplanes(OneClassSVMs):
     """g(φ) = ⟨w, φ⟩/‖w‖ − ρ, on features as they are but for their unit: their mean length is 1."""
 
     def reduction(self, phi: Tensor) -> dict[str, Tensor]:
-        return {"unit": phi.norm(dim=1).mean()}
+        return {"length": phi.norm(dim=1).mean()}
 
     def reduced(self, phi: Tensor) -> Tensor:
-        return phi / self.tensors["unit"]
+        return phi / self.tensors["length"]
 
     def boundary(self, phi: Tensor) -> dict[str, Any]:
         svm = OneClassSVM(kernel="linear", nu=self.nu).fit(phi.cpu().numpy())
@@ -187,8 +187,7 @@ class DeepValidation(Detector):
                 self.model(laid_out(x[rows]))
                 for layer in self.layers:
                     pooled[layer].append(self._pooled(found[layer]))
-        for layer in self.layers:
-            self.svms[layer].fit(torch.cat(pooled.pop(layer)), y)
+        self.svms = {layer: self._svms(layer).fit(torch.cat(pooled.pop(layer)), y) for layer in self.layers}
         return self
 
     def _pooled(self, activation: Tensor) -> Tensor:

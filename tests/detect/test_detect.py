@@ -26,6 +26,7 @@ from kit.detect import (
     non_local_means,
     roc_auc,
 )
+from kit.detect.deep_validation import Hyperplanes
 
 SIDE = 4
 
@@ -208,6 +209,20 @@ def test_the_joint_validator_is_the_sum_and_far_images_score_higher(fitted):
     away = (x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     assert roc_auc(detector.score(x), detector.score(away)).value > 0.95
     assert roc_auc(*detector.singles(torch.cat([x, away]))[:, 0].split(60)).value > 0.95
+
+
+def test_a_fit_that_is_stopped_leaves_the_earlier_one(monkeypatch):
+    x, y = blobs()
+    detector = DeepValidation(Nearest().eval(), ["pixels", "squares"], components=8, linear=["squares"]).fit(x, y)
+    before = detector.score(x[:5])
+
+    def stopped(self, phi):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Hyperplanes, "boundary", stopped)  # in the second layer
+    with pytest.raises(KeyboardInterrupt):
+        detector.fit(*blobs(seed=9))
+    assert torch.equal(detector.score(x[:5]), before)
 
 
 def test_layers_are_brought_to_one_unit():
