@@ -20,7 +20,7 @@ from sklearn.svm import OneClassSVM
 from torch import Tensor, nn
 
 from kit.core import borrowed, chunks, features, generator, laid_out, normal
-from kit.detect.detector import Detector, rightly_classified
+from kit.detect.detector import Detector, by_class, rightly_classified
 
 
 class OneClassSVMs(ABC):
@@ -64,14 +64,13 @@ class OneClassSVMs(ABC):
     def distance(self, phi: Tensor, classes: Tensor) -> Tensor:
         """g_k(φ) / σ (N,) for features (N, D), k being each row's class (N,)."""
         z = self.reduced(phi)
-        g = torch.zeros_like(z[:, 0])
-        for k in classes.unique():
-            prefix, rows = f"{int(k)}/", torch.where(classes == k)[0]
-            if f"{prefix}rho" not in self.tensors:
-                raise ValueError(f"the model predicts class {int(k)}, of which no image was fitted on")
-            own = {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
-            g = g.index_copy(0, rows, self.g(z[rows], **own))
-        return g / self.tensors["sigma"]
+
+        def g(rows: Tensor, k: int) -> Tensor:
+            own = {n.removeprefix(f"{k}/"): t for n, t in self.tensors.items() if n.startswith(f"{k}/")}
+            return self.g(z[rows], **own)
+
+        fitted = {int(n.removesuffix("/rho")) for n in self.tensors if n.endswith("/rho")}
+        return by_class(classes, fitted, g) / self.tensors["sigma"]
 
 
 class Bubbles(OneClassSVMs):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.core import borrowed, chunks, features, generator, laid_out
-from kit.detect.detector import Detector, rightly_classified
+from kit.detect.detector import Detector, by_class, rightly_classified
 
 
 class KernelDensity(Detector):
@@ -69,16 +69,14 @@ class KernelDensity(Detector):
         if not self.points or self.bandwidth is None:
             raise ValueError("the density is not fitted yet: call fit(training images, labels) first")
         phi, z = self._features(x)
-        predicted = z.argmax(1)
-        s = torch.zeros_like(phi[:, 0])
-        for k in predicted.unique():
-            if str(int(k)) not in self.points:
-                raise ValueError(f"the model predicts class {int(k)}, of which no image was fitted on")
-            rows, points = torch.where(predicted == k)[0], self.points[str(int(k))]
+        width = 2 * self.bandwidth**2
+
+        def score(rows: Tensor, k: int) -> Tensor:
+            points = self.points[str(k)]
             squared = phi[rows].square().sum(1)[:, None] - 2 * phi[rows] @ points.T + points.square().sum(1)
-            log_density = (-squared / (2 * self.bandwidth**2)).logsumexp(1) - math.log(len(points))
-            s = s.index_copy(0, rows, -log_density)
-        return s
+            return math.log(len(points)) - (-squared / width).logsumexp(1)
+
+        return by_class(z.argmax(1), {int(k) for k in self.points}, score)
 
     def settings(self) -> dict[str, Any]:
         return {"layer": self.layer, "bandwidth": self.bandwidth, "per_class": self.per_class}

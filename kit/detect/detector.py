@@ -2,7 +2,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -153,6 +153,20 @@ def rightly_classified(model: nn.Module, x: Tensor, y: Tensor, per_class: int) -
             raise ValueError(f"class {k} has fewer than 2 images that the model classifies rightly: give more images")
     index = torch.tensor([i for chosen in rows.values() for i in chosen], device=x.device)
     return x[index], y[index]
+
+
+def by_class(predicted: Tensor, fitted: Container[int], score: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """score(rows, k) (n,) for the rows of each predicted class k, put back in order (N,).
+
+    Raises ValueError for a class of which nothing was fitted.
+    """
+    order, scores = [], []
+    for k in predicted.unique().tolist():
+        if k not in fitted:
+            raise ValueError(f"the model predicts class {k}, of which no image was fitted on")
+        order.append(torch.where(predicted == k)[0])
+        scores.append(score(order[-1], k))
+    return torch.cat(scores)[torch.cat(order).argsort()]
 
 
 class AUC(NamedTuple):

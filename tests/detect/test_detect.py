@@ -196,7 +196,7 @@ def test_the_linear_distance_is_to_the_separating_hyperplane():
     torch.testing.assert_close(detector.score(fresh), expected, rtol=1e-3, atol=1e-5)
     # what all images of the class have in common is taken away: paler is more suspicious, stronger is not
     scaled = torch.stack([0.5 * x[0], 2 * x[0]]).flatten(1)
-    pale, strong = detector.svms["pixels"].distance(scaled, torch.zeros(2))
+    pale, strong = detector.svms["pixels"].distance(scaled, torch.zeros(2, dtype=torch.int64))
     assert float(pale) < 0 < float(strong)
 
 
