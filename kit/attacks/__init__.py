@@ -6,10 +6,11 @@ from kit.attacks.gradient import bim, fgm, fgsm, mi_fgsm, pgd
 from kit.attacks.minimal import deepfool, distance, jsma, least_likely, next_class, success_curve
 from kit.attacks.penalty import cw, ead
 from kit.attacks.quasi_newton import feature_adversary, lbfgs
+from kit.attacks.scores import square
 from kit.attacks.transfer import dim, ni_fgsm, si_ni_ti_dim, sim, tim
 
 __all__ = [
     "Transformation", "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "bim", "cw", "deepfool", "dim", "distance", "ead",
     "feature_adversary", "fgm", "fgsm", "jsma", "lbfgs", "least_likely", "mi_fgsm", "next_class", "ni_fgsm", "pgd",
-    "si_ni_ti_dim", "sim", "success_curve", "tap", "tap_ata", "tim", "train_transformation",
+    "si_ni_ti_dim", "sim", "square", "success_curve", "tap", "tap_ata", "tim", "train_transformation",
 ]

@@ -5,19 +5,19 @@ goes back to the best point then. The rule needs the history of the values, imag
 `kit.core.optimise` do not hold: it is a loop of its own.
 """
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from kit.core import L1, L2, Linf, Trace, asking, ball, cross_entropy, dlr, laid_out, per_image, take
-from kit.core.checks import check_gradient
+from kit.core import L1, L2, Goal, Linf, Live, Trace, ball, cross_entropy, leaf, per_image
+from kit.core.balls import column
+from kit.core.goal import Loss
 
 
 @per_image
 def auto_pgd(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, norm: str = "linf", steps: int = 100,
-    restarts: int = 1, loss: Callable = cross_entropy, target: Tensor | None = None, targets: int = 0,
+    restarts: int = 1, loss: Loss = cross_entropy, target: Tensor | None = None, targets: int = 0,
     rho: float = 0.75, generator: torch.Generator | None = None, trace: Trace | None = None,
 ) -> Tensor:
     """Ascent with momentum, from a random point of the ball, with a step η that begins at 2 eps and is halved:
@@ -36,93 +36,66 @@ def auto_pgd(
     """
     if norm not in ("linf", "l2"):
         raise ValueError(f"Auto-PGD's norm must be 'linf' or 'l2', not {norm!r}: in l1 it needs other steps, use pgd")
-    if restarts < 1 or steps < 1:
-        raise ValueError(f"restarts and steps must be 1 or more, not {restarts} and {steps}")
     if targets and target is not None:
         raise ValueError("give a target, or the number of classes to try as targets, not both")
-    within = ball(norm, eps)
-    every = torch.arange(len(x), device=x.device)
-    open_, hit = every, torch.zeros_like(y, dtype=torch.bool)
-    best, best_value = x, torch.full_like(x[:, 0, 0, 0], -torch.inf)
-    likely = None
+    live = Live(model, x, Goal(y, target), generator)
+    live.eps = eps
     if targets:
-        with torch.no_grad(), asking(model, every):
-            z = model(x)
+        with torch.no_grad():
+            z = live.ask(x)
         if not 1 <= targets < z.shape[1]:
             raise ValueError(f"targets must be 1 to {z.shape[1] - 1}, the number of wrong classes, not {targets}")
-        likely = z.scatter(1, y[:, None], -torch.inf).topk(targets, 1).indices
+        live.likely = z.scatter(1, y[:, None], -torch.inf).topk(targets, 1).indices
     for run in range(max(targets, 1) * restarts):
-        start = within.random(x, generator)  # drawn for all, so that none depends on the others
-        toward = target if likely is None else likely[:, run % targets]
-        open_ = open_[~hit]
-        if not len(open_):
+        toward = Goal(live.goal.y, live.likely[:, run % targets]) if targets else live.goal
+        _ascend(live, toward, loss, ball(norm, live.eps), steps, rho, None if run else trace)
+        live.drop(live.found.reached[live.rows])
+        if not len(live):
             break
-        x_, start, y_, toward, target_, eps_ = take(open_, x, start, y, toward, target, eps)
-
-        def f(v: Tensor, y=y_, toward=toward, target=target_) -> tuple[Tensor, Tensor]:
-            z = model(v)
-            predicted = z.detach().argmax(1)
-            return _gain(z, y, toward, loss), predicted != y if target is None else predicted == target
-
-        with asking(model, open_):
-            end, value, hit = _ascend(f, x_, start, ball(norm, eps_), steps, rho, None if run else trace)
-        better = hit | (value > best_value[open_])
-        best = best.index_copy(0, open_[better], end[better])
-        best_value[open_[better]] = value[better]
-    return best
+    return live.found.x_adv
 
 
-def _gain(z: Tensor, y: Tensor, target: Tensor | None, loss: Callable) -> Tensor:
-    if target is None:
-        return loss(z, y)
-    return dlr(z, y, target) if loss is dlr else -loss(z, target)
+def _ascend(live: Live, toward: Goal, loss: Loss, within: Linf | L2 | L1, steps: int, rho: float, trace) -> None:
+    """One run. `toward` says what is climbed, the goal of the images what is kept."""
 
+    def look(v: Tensor) -> Tensor:
+        z = live.ask(v)
+        value = toward.gain(z, loss)
+        live.best(v, value, live.goal.reached(z))
+        return value
 
-def _ascend(f, x, start, within: Linf | L2 | L1, steps: int, rho: float, trace) -> tuple[Tensor, Tensor, Tensor]:
-    """One run: the point to return, its loss, and whether it is adversarial."""
+    def climb(v: Tensor) -> tuple[Tensor, Tensor]:
+        v = leaf(v)
+        value = look(v)
+        return value.detach(), live.grad(value, v)
 
-    def look(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        v = laid_out(v).detach().requires_grad_()
-        value, hit = f(v)
-        return value.detach(), hit, torch.autograd.grad(value.sum(), v)[0]
-
-    v = before = start
-    value, hit, g = look(v)
-    check_gradient(value, g)
+    v = before = within.random(live.x, live.draws)
+    value, g = climb(v)
     eta = 2 * within.eps * torch.ones_like(value)
     top, top_value, top_g = v, value, g  # the best point so far, where a halving goes back to
-    kept, kept_value, kept_hit = v, value, hit  # the one to return: an adversarial one if there was any
     checkpoints = _checkpoints(steps)
-    rises, last, value_then, halved = torch.zeros_like(value), 0, value, torch.ones_like(hit)
+    rises, last, value_then, halved = torch.zeros_like(value), 0, value, torch.ones_like(value, dtype=torch.bool)
     for k in range(1, steps + 1):
         if trace is not None:
             trace.add(value, v)
-        u = within.project(within.step(v, g, eta), x)
-        new = u if k == 1 else within.project(v + 0.75 * (u - v) + 0.25 * (v - before), x)
+        u = within.project(within.step(v, g, eta), live.x)
+        new = u if k == 1 else within.project(v + 0.75 * (u - v) + 0.25 * (v - before), live.x)
         before, v, value_before = v, new, value
-        if k < steps:
-            value, hit, g = look(v)
-        else:
+        if k == steps:
             with torch.no_grad():
-                value, hit = f(v)
+                look(v)
+            break
+        value, g = climb(v)
         rises += value > value_before
         wins = value > top_value
-        top, top_g = torch.where(_col(wins), v, top), torch.where(_col(wins), g, top_g)
+        top, top_g = torch.where(column(wins, v), v, top), torch.where(column(wins, v), g, top_g)
         top_value = torch.maximum(value, top_value)
-        wins = (hit & ~kept_hit) | ((hit == kept_hit) & (value > kept_value))
-        kept, kept_value = torch.where(_col(wins), v, kept), torch.where(wins, value, kept_value)
-        kept_hit = kept_hit | hit
         if k in checkpoints:
             idle = (rises <= rho * (k - last)) | (~halved & (top_value <= value_then))
             eta = torch.where(idle, eta / 2, eta)
-            v, g = torch.where(_col(idle), top, v), torch.where(_col(idle), top_g, g)
+            v, g = torch.where(column(idle, v), top, v), torch.where(column(idle, v), top_g, g)
             value = torch.where(idle, top_value, value)
             rises, last, value_then, halved = torch.zeros_like(rises), k, top_value, idle
-    return kept, kept_value, kept_hit
-
-
-def _col(a: Tensor) -> Tensor:
-    return a.view(-1, 1, 1, 1)
 
 
 def _checkpoints(steps: int) -> set[int]:

@@ -13,14 +13,15 @@ Source: Wu et al., Improving the transferability of adversarial samples with adv
 """
 from functools import partial
 from math import prod
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.attacks.gradient import _gain
-from kit.attacks.transfer import RATIO, _seed, _width, travel
+from kit.attacks.transfer import Travel, travel, width
 from kit.core import (
+    Goal,
     Trace,
     adam,
     ball,
@@ -34,12 +35,14 @@ from kit.core import (
     per_image,
     uniform,
 )
+from kit.core.goal import Loss
 from kit.core.loop import Memory
+from kit.core.passes import PerImage
 
 SLOPE = 0.01  # of the LeakyReLU below zero, torch's own
 
 
-class Transformation(nn.Module):
+class Transformation(nn.Module, PerImage):
     """T(x) = W₂ ∗ LeakyReLU(W₁ ∗ x + b₁) + b₂: images (N, C, H, W) to images, which may leave [0, 1] a little.
 
     W₁ is 3×3 and has `width` channels, W₂ is kernel×kernel and has C; zeros around the image. θ holds all weights, one
@@ -188,37 +191,26 @@ def _play(model, x, y, T: Transformation, memory: Memory, *, eps, outer, inner, 
 # --- algorithm 2: the attack ----------------------------------------------------------------------------------------
 
 
+@per_image
 def atta(
-    model: nn.Module, x: Tensor, y: Tensor, *, T: nn.Module, eps: float | Tensor, step: float | Tensor | None = None,
-    steps: int = 10, gamma: float = 1.0, mu: float = 0.0, look_ahead: bool = False, kernel: int = 1, copies: int = 1,
-    towards: str = "grey", p: float = 0.0, ratio: float = RATIO, norm: str = "linf", target: Tensor | None = None,
-    loss=cross_entropy, generator: torch.Generator | None = None, trace: Trace | None = None,
+    model: nn.Module, x: Tensor, y: Tensor, *, T: nn.Module, eps: float | Tensor, gamma: float = 1.0, mu: float = 0.0,
+    target: Tensor | None = None, loss: Loss = cross_entropy, generator: Any = None, **how: Unpack[Travel],
 ) -> Tensor:
     """Algorithm 2: `bim` on ℓ(f(x'), y) + γ ℓ(f(T(x')), y), so that a transformation does not undo what it does.
 
     T is a `Transformation`, shared or with one row for each image of x, or any differentiable module from images to
-    images. mu, look_ahead, kernel, copies, p and the rest are the ingredients of `kit.attacks.transfer.travel`, here
-    off: each then acts on both terms alike. With gamma = 0 it is `bim`, bit for bit.
+    images. mu, look_ahead, kernel, copies, p and the rest are the ingredients of
+    `kit.attacks.transfer.travelling`, here off: each acts on both terms alike. With gamma = 0 it is `bim`, bit for bit.
     Cost: 2 · `steps` · `copies` forward and backward passes (half of them with gamma = 0), beside the training of T.
     Raises ValueError for another number of transformations than images.
     """
-    theta = T.theta if isinstance(T, Transformation) and len(T) > 1 else None
-    if theta is not None and len(theta) != len(x):
-        raise ValueError(f"T has {len(theta)} transformations for {len(x)} images: use T[rows], or a shared one")
-    return _atta(model, x, y, theta, T, gamma=gamma, eps=eps, step=step, steps=steps, mu=mu, look_ahead=look_ahead,
-                 kernel=kernel, copies=copies, towards=towards, p=p, ratio=ratio, norm=norm, target=target, loss=loss,
-                 seed=_seed(generator), trace=trace)
+    goal = Goal(y, target)
 
+    def objective(v: Tensor, k: int) -> Tensor:
+        value = goal.gain(model(laid_out(v)), loss)
+        return value + gamma * goal.gain(model(laid_out(T(v))), loss) if gamma else value
 
-@per_image(split=("theta",))
-def _atta(model, x, y, theta, T, *, gamma, eps, step, target, loss, trace, **ingredients) -> Tensor:
-    T = T if theta is None else T.at(theta)
-
-    def objective(x_adv: Tensor, k: int) -> Tensor:
-        value = _gain(model(x_adv), y, target, loss)
-        return value + gamma * _gain(model(T(x_adv)), y, target, loss) if gamma else value
-
-    return travel(objective, x, eps=eps, step=step, trace=trace, **ingredients)
+    return travel(objective, x, eps=eps, mu=mu, draws=generator, **how)
 
 
 def at_si_ni_ti_dim(
@@ -230,5 +222,5 @@ def at_si_ni_ti_dim(
     `options` are the other arguments of `atta`. With gamma = 0 it is `si_ni_ti_dim`, bit for bit.
     Cost: 2 · `steps` · `copies` forward and backward passes. Source: Wu et al., CVPR 2021, section 4.4.
     """
-    return atta(model, x, y, T=T, eps=eps, gamma=gamma, mu=mu, look_ahead=look_ahead, kernel=_width(kernel, x, 7),
+    return atta(model, x, y, T=T, eps=eps, gamma=gamma, mu=mu, look_ahead=look_ahead, kernel=width(kernel, x, 7),
                 copies=copies, p=p, **options)

@@ -11,14 +11,16 @@ Terms are sums over features, places and pixels, and one number per image.
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.attacks.gradient import _gain
+from kit.attacks.gradient import Steps
 from kit.attacks.transfer import travel
-from kit.core import Ensemble, Trace, cross_entropy, features, per_image, smooth_relu
+from kit.core import Ensemble, Goal, cross_entropy, features, laid_out, leaf, per_image, smooth_relu
+from kit.core.goal import Loss
 
 
 def blocks(model: nn.Module) -> list[str]:
@@ -66,67 +68,38 @@ def attention(model: nn.Module, x: Tensor, y: Tensor, *, layers: Sequence[str] |
     return {name: H.detach() for name, H in attention_maps(z, A, y).items()}
 
 
-def _climb(model, x, y, terms, *, layers, target, loss, **options) -> Tensor:
-    """`bim` on the loss plus terms; a term is made by term(z, A, x) on the clean image, and read as term(z, A, x')."""
-
-    def forward(v: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        with features(model, layers) as A:
-            z = model(v)
-        return z, dict(A), v
-
-    added = [make(*forward(x.detach().requires_grad_())) for make in terms]
-
-    def objective(x_adv: Tensor, k: int) -> Tensor:
-        z, A, v = forward(x_adv)
-        value = _gain(z, y, target, loss)
-        for term in added:
-            value = value + term(z, A, v)
-        return value
-
-    return travel(objective, x.detach(), **options)
+def _read(model: nn.Module, v: Tensor, layers: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    with features(model, layers) as A:
+        z = model(laid_out(v))
+    return z, dict(A)
 
 
-def _distance(a: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(a.flatten(1), dim=1)
+def powers(A: dict[str, Tensor], layers: Sequence[str], alpha: float) -> dict[str, Tensor]:
+    """P(A_k) = sign(A_k)(|A_k| + 1e-12)^α, as the slope of |v|^α at 0 is infinite."""
+    return {name: A[name].sign() * (A[name].abs() + 1e-12) ** alpha for name in layers}
 
 
-def _attention_term(y: Tensor, lam: float, layers: Sequence[str], create_graph: bool):
-    """λ Σ_k ‖H_k^y(x') − H_k^y(x)‖₂"""
-
-    def at(z, A, x):
-        return attention_maps(z, {name: A[name] for name in layers}, y, create_graph)
-
-    def make(z, A, x):
-        clean = {name: H.detach() for name, H in at(z, A, x).items()}
-        return lambda z, A, x_adv: lam * sum(_distance(H - clean[name]) for name, H in at(z, A, x_adv).items())
-
-    return make
+def _apart(P: dict[str, Tensor], clean: dict[str, Tensor]) -> Tensor:
+    """Σ_k ‖P_k(x') − P_k(x)‖₂², (N,)."""
+    return torch.stack([(P[name] - clean[name].detach()).square().flatten(1).sum(1) for name in P]).sum(0)
 
 
-def _feature_term(lam: float, eta: float, alpha: float, s: int, layers: Sequence[str]):
-    """λ Σ_k ‖P(A_k(x)) − P(A_k(x'))‖₂² + η Σ_i |(x − x' averaged over s×s)_i|"""
+def _rough(delta: Tensor, s: int) -> Tensor:
+    """Σ_i |(δ averaged over s×s)_i|, (N,)."""
+    return F.avg_pool2d(delta, s, 1, s // 2).abs().flatten(1).sum(1)
 
-    def P(v):
-        return v.sign() * (v.abs() + 1e-12) ** alpha  # the slope of |v|^α at 0 is infinite
 
-    def make(z, A, x):
-        x, clean = x.detach(), {name: P(A[name]).detach() for name in layers}
-
-        def term(z, A, x_adv):
-            apart = sum((clean[name] - P(A[name])).square().flatten(1).sum(1) for name in layers)
-            return lam * apart + eta * F.avg_pool2d(x - x_adv, s, 1, s // 2).abs().flatten(1).sum(1)
-
-        return term
-
-    return make
+def _turned(H: dict[str, Tensor], clean: dict[str, Tensor]) -> Tensor:
+    """Σ_k ‖H_k(x') − H_k(x)‖₂, (N,)."""
+    return torch.stack([
+        torch.linalg.vector_norm((H[name] - clean[name].detach()).flatten(1), dim=1) for name in H]).sum(0)
 
 
 @per_image
 def tap(
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, step: float | Tensor | None = None, steps: int = 10,
-    lam: float = 0.005, eta: float = 0.01, alpha: float = 0.5, s: int = 3, layers: Sequence[str] | None = None,
-    mu: float = 0.0, kernel: int = 1, norm: str = "linf", target: Tensor | None = None, loss=cross_entropy,
-    trace: Trace | None = None,
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, lam: float = 0.005, eta: float = 0.01,
+    alpha: float = 0.5, s: int = 3, layers: Sequence[str] | None = None, mu: float = 0.0, kernel: int = 1,
+    target: Tensor | None = None, loss: Loss = cross_entropy, **how: Unpack[Steps],
 ) -> Tensor:
     """Transferable adversarial perturbations: drive the features of every stage apart, by a smooth perturbation.
 
@@ -137,17 +110,21 @@ def tap(
     Source: Zhou et al., Transferable adversarial perturbations, ECCV 2018; the constants are those of its
     reimplementations, which agree.
     """
-    layers = layers or blocks(model)
-    return _climb(model, x, y, [_feature_term(lam, eta, alpha, s, layers)], layers=layers, eps=eps, step=step,
-                  steps=steps, mu=mu, kernel=kernel, norm=norm, target=target, loss=loss, trace=trace)
+    layers, goal = layers or blocks(model), Goal(y, target)
+    clean = powers(_read(model, x, layers)[1], layers, alpha)
+
+    def objective(v: Tensor, k: int) -> Tensor:
+        z, A = _read(model, v, layers)
+        return goal.gain(z, loss) + lam * _apart(powers(A, layers, alpha), clean) + eta * _rough(v - x, s)
+
+    return travel(objective, x, eps=eps, mu=mu, kernel=kernel, **how)
 
 
 @per_image
 def ata(
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, step: float | Tensor | None = None, steps: int = 10,
-    lam: float = 1.0, layers: Sequence[str] | None = None, create_graph: bool = False, smooth: float | None = None,
-    mu: float = 0.0, kernel: int = 1, norm: str = "linf", target: Tensor | None = None, loss=cross_entropy,
-    trace: Trace | None = None,
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, lam: float = 1.0,
+    layers: Sequence[str] | None = None, create_graph: bool = False, smooth: float | None = None, mu: float = 0.0,
+    kernel: int = 1, target: Tensor | None = None, loss: Loss = cross_entropy, **how: Unpack[Steps],
 ) -> Tensor:
     """Attention-guided transfer attack: raise the loss, and change what the network attends to.
 
@@ -162,24 +139,42 @@ def ata(
     Cost: `steps` forward and backward passes and as many backward passes from the logits to the layers, and both once.
     Source: Wu et al., Boosting the transferability of adversarial samples via attention, CVPR 2020, algorithm 1.
     """
-    layers = layers or middle(model)
+    layers, goal = layers or middle(model), Goal(y, target)
+
+    def look(v: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        z, A = _read(model, v, layers)
+        return z, attention_maps(z, A, y, create_graph)
+
+    def objective(v: Tensor, k: int) -> Tensor:
+        z, H = look(v)
+        return goal.gain(z, loss) + lam * _turned(H, clean)
+
     with smooth_relu(smooth) if smooth else nullcontext():
-        return _climb(model, x, y, [_attention_term(y, lam, layers, create_graph)], layers=layers, eps=eps, step=step,
-                      steps=steps, mu=mu, kernel=kernel, norm=norm, target=target, loss=loss, trace=trace)
+        clean = look(leaf(x))[1]
+        return travel(objective, x.detach(), eps=eps, mu=mu, kernel=kernel, **how)
 
 
 @per_image
 def tap_ata(
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, step: float | Tensor | None = None, steps: int = 10,
-    lam: float = 1.0, layers: Sequence[str] | None = None, lam_tap: float = 0.005, eta: float = 0.01,
-    alpha: float = 0.5, s: int = 3, layers_tap: Sequence[str] | None = None, mu: float = 0.0, kernel: int = 1,
-    norm: str = "linf", target: Tensor | None = None, loss=cross_entropy, trace: Trace | None = None,
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, lam: float = 1.0,
+    layers: Sequence[str] | None = None, lam_tap: float = 0.005, eta: float = 0.01, alpha: float = 0.5, s: int = 3,
+    layers_tap: Sequence[str] | None = None, mu: float = 0.0, kernel: int = 1, target: Tensor | None = None,
+    loss: Loss = cross_entropy, **how: Unpack[Steps],
 ) -> Tensor:
     """TAP with ATA's term added to its objective; lam and layers are ATA's. With lam = 0 it is `tap`.
 
     Cost: that of `ata`, and one forward pass. Source: Wu et al., CVPR 2020; the thesis, "Complementary effect".
     """
-    layers, layers_tap = layers or middle(model), layers_tap or blocks(model)
-    terms = [_feature_term(lam_tap, eta, alpha, s, layers_tap), _attention_term(y, lam, layers, False)]
-    return _climb(model, x, y, terms, layers=sorted({*layers, *layers_tap}), eps=eps, step=step, steps=steps, mu=mu,
-                  kernel=kernel, norm=norm, target=target, loss=loss, trace=trace)
+    layers, stages, goal = layers or middle(model), layers_tap or blocks(model), Goal(y, target)
+
+    def look(v: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        z, A = _read(model, v, sorted({*layers, *stages}))
+        return z, attention_maps(z, {name: A[name] for name in layers}, y), powers(A, stages, alpha)
+
+    def objective(v: Tensor, k: int) -> Tensor:
+        z, H, P = look(v)
+        return (goal.gain(z, loss) + lam * _turned(H, clean_H) + lam_tap * _apart(P, clean_P)
+                + eta * _rough(v - x, s))
+
+    _, clean_H, clean_P = look(leaf(x))
+    return travel(objective, x, eps=eps, mu=mu, kernel=kernel, **how)

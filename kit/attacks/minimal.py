@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.core import L1, L2, Linf, asking, fooled, laid_out, logits, margin, per_image
-from kit.core.checks import check_gradient
+from kit.core import L1, L2, Goal, Linf, Live, check_images, fooled, leaf, logits, per_image
+from kit.core.balls import column
+from kit.core.goal import slack
 
 
 def distance(
@@ -38,6 +39,9 @@ def distance(
         "l2": L2.norm, "linf": Linf.norm, "l1": L1.norm, "l0": lambda delta: (delta != 0).any(1).flatten(1).sum(1)}
     if norm not in norms:
         raise ValueError(f"norm must be 'l2', 'linf', 'l1' or 'l0', not {norm!r}")
+    check_images(x)
+    if x.shape != x_adv.shape:
+        raise ValueError(f"x {tuple(x.shape)} and x_adv {tuple(x_adv.shape)} are not images of the same shape")
     size = norms[norm](x_adv - x).to(x.dtype)
     return torch.where(fooled(model, x_adv, y, target), size, torch.inf)
 
@@ -60,32 +64,6 @@ def least_likely(model: nn.Module, x: Tensor) -> Tensor:
     return logits(model, x).argmin(1)
 
 
-def _lead(z: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-    """By how much the attack leads: max_{j≠y} z_j − z_y, or z_t − max_{j≠t} z_j."""
-    return margin(z, y) if target is None else -margin(z, target)
-
-
-def _slack(z: Tensor) -> Tensor:
-    """What rounding may do to a lead: the same image in a batch of another size gives slightly other logits."""
-    return 1e-5 * (z.amax(1) - z.amin(1))
-
-
-def _adversarial(z: Tensor, y: Tensor, target: Tensor | None, kappa: float = 0.0) -> Tensor:
-    """Whether the lead is beyond κ, and beyond what rounding could take back."""
-    return _lead(z, y, target) > _slack(z).clamp_min(kappa)
-
-
-def _gradients(z: Tensor, x: Tensor, weights: Tensor) -> Tensor:
-    """∇_x Σ_k weights_vk z_k for every v: (V, N, K) → (V, N, C, H, W), all from one forward pass.
-
-    One vectorised backward pass; on a CPU one per v, as a vectorised one loses the memory layout there and costs 1.2
-    to 3 times as much.
-    """
-    if x.device.type == "cpu":
-        return torch.stack([torch.autograd.grad((w * z).sum(), x, retain_graph=True)[0] for w in weights])
-    return torch.func.vmap(lambda w: torch.autograd.grad(z, x, w, retain_graph=True)[0])(weights)
-
-
 @per_image
 def deepfool(
     model: nn.Module, x: Tensor, y: Tensor, *, norm: str = "l2", steps: int = 50, overshoot: float = 0.02,
@@ -102,29 +80,32 @@ def deepfool(
     """
     if norm not in ("l2", "linf"):
         raise ValueError(f"DeepFool's norm must be 'l2' or 'linf', not {norm!r}")
-    x_adv, open_ = x.clone(), torch.arange(len(x), device=x.device)
-    for step in range(steps):
-        with torch.no_grad(), asking(model, open_):
-            open_ = open_[~_adversarial(model(laid_out(x_adv[open_])), y[open_], None)]
-        if not len(open_):
+    live, x_adv = Live(model, x, Goal(y)), x.clone()
+    live.v = x
+    for _ in range(steps):
+        with torch.no_grad():
+            live.drop(live.goal.reached(live.ask(live.v)))
+        if not len(live):
             break
-        v, y_ = laid_out(x_adv[open_]).requires_grad_(), y[open_]
-        with asking(model, open_):
-            z = model(v)
-        classes = z.shape[1]
-        others = z.detach().scatter(1, y_[:, None], -torch.inf).topk(min(top or classes, classes - 1), 1).indices
-        weights = F.one_hot(others.T, classes) - F.one_hot(y_, classes)
-        w = _gradients(z, v, weights.to(z.dtype)).flatten(2)
-        if step == 0:
-            check_gradient(z, w.transpose(0, 1))
-        gap = (z.gather(1, y_[:, None]) - z.gather(1, others)).clamp_min(0) + 2 * _slack(z)[:, None]
-        length = w.norm(dim=2) if norm == "l2" else w.abs().sum(2)
-        away = gap.detach().T / length.clamp_min(1e-12)
-        nearest = away.argmin(0)
-        away, length, w = away.amin(0)[:, None], length.amin(0)[:, None], w[nearest, torch.arange(len(open_))]
-        unit = w / w.norm(dim=1, keepdim=True).clamp_min(1e-12) if norm == "l2" else w.sign()
-        x_adv[open_] = (v.detach() + (1 + overshoot) * (away * unit).view_as(v)).clamp_(0, 1)
+        v = leaf(live.v)
+        live.v = (v + (1 + overshoot) * _to_the_nearest_plane(live, v, norm, top)).detach().clamp_(0, 1)
+        x_adv[live.rows] = live.v
     return x_adv
+
+
+def _to_the_nearest_plane(live: Live, v: Tensor, norm: str, top: int | None) -> Tensor:
+    """r_k for the nearest plane k, (n, C, H, W): class after class, so that only one gradient is held at a time."""
+    z, y = live.ask(v), live.goal.y
+    others = z.detach().scatter(1, y[:, None], -torch.inf).topk(min(top or z.shape[1], z.shape[1] - 1), 1).indices
+    gaps = (z.gather(1, y[:, None]) - z.gather(1, others)).clamp_min(0).detach() + 2 * slack(z)[:, None]
+    nearest, length, w = torch.full_like(gaps[:, 0], torch.inf), torch.ones_like(gaps[:, 0]), torch.zeros_like(v)
+    for k, gap in zip(others.T, gaps.T, strict=True):
+        g = live.grad(z.gather(1, k[:, None])[:, 0] - z.gather(1, y[:, None])[:, 0], v, keep_graph=True)
+        size = (L2.norm(g) if norm == "l2" else L1.norm(g)).clamp_min(1e-12)
+        nearer = gap / size < nearest
+        nearest, length = torch.where(nearer, gap / size, nearest), torch.where(nearer, size, length)
+        w = torch.where(column(nearer, g), g, w)
+    return column(nearest / length, w) * w if norm == "l2" else column(nearest, w) * w.sign()
 
 
 @per_image
@@ -148,50 +129,45 @@ def jsma(
         raise ValueError(f"theta must lie in [-1, 1] and not be zero, not {theta:g}")
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma is a share of the features, in (0, 1], not {gamma:g}")
-    best, open_ = x.clone(), torch.arange(len(x), device=x.device)
+    best, live = x.clone(), Live(model, x, Goal(y, target))
     if target is not None:
-        goals = target[None]
+        turns = target[None]
     else:
         with torch.no_grad():
-            z = model(x)
-        goals = z.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)[:, :-1].T
-        open_ = open_[~_adversarial(z, y, None)]
-    for attempt, t in enumerate(goals):
-        if not len(open_):
+            z = live.ask(x)
+        turns = z.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)[:, :-1].T
+        live.drop(live.goal.reached(z))
+    for attempt, t in enumerate(turns):
+        if not len(live):
             break
-        with asking(model, open_):
-            x_adv, hit = _saturate(model, x[open_], y[open_], t[open_], target is not None, theta, gamma)
-        kept = hit | (attempt == 0)
-        best[open_[kept]] = x_adv[kept]
-        open_ = open_[~hit]
+        x_adv, hit = _saturate(live.again(v=live.x, t=t[live.rows]), x.clone(), theta, gamma)
+        kept = live.rows[hit[live.rows] | (attempt == 0)]
+        best[kept] = x_adv[kept]
+        live.drop(hit[live.rows])
     return best
 
 
-def _saturate(model, x, y, t, targeted: bool, theta: float, gamma: float) -> tuple[Tensor, Tensor]:
-    """Saturate pairs of features towards class t: the images, and whether they got there (or, not targeted, away)."""
-    x_adv, hit = x.clone(), torch.zeros_like(y, dtype=torch.bool)
-    open_ = torch.arange(len(x), device=x.device)
-    pairs = int(gamma * x[0].numel() / 2)
-    for step in range(pairs + 1):
-        v = laid_out(x_adv[open_]).requires_grad_()
-        with asking(model, open_):
-            z = model(v)
-        now = _adversarial(z.detach(), y[open_], t[open_] if targeted else None)
-        hit[open_[now]] = True
-        if step == pairs or bool(now.all()):
+def _saturate(live: Live, x_adv: Tensor, theta: float, gamma: float) -> tuple[Tensor, Tensor]:
+    """Saturate pairs of features towards the classes t: the images, and which of them reached their goal."""
+    pairs = int(gamma * x_adv[0].numel() / 2)
+    for pair_number in range(pairs + 1):
+        v = leaf(live.v)
+        z = live.ask(v)
+        now = live.goal.reached(z.detach())
+        live.lately.raised(live.rows, now)
+        if pair_number == pairs or bool(now.all()):
             break
-        toward = F.one_hot(t[open_], z.shape[1]).to(z.dtype)
-        up, others = _gradients(z, v, torch.stack([toward, 1 - toward])).flatten(2) * (1 if theta > 0 else -1)
-        v = v.detach().flatten(1)
-        movable = v < 1 if theta > 0 else v > 0
+        toward = F.one_hot(live.t, z.shape[1]).to(z.dtype)
+        up, others = live.slopes(z, v, torch.stack([toward, 1 - toward])).flatten(2) * (1 if theta > 0 else -1)
+        flat = v.detach().flatten(1)
+        movable = flat < 1 if theta > 0 else flat > 0
         pair, exists = _best_pair(torch.where(movable, up, -torch.inf), torch.where(movable, -others, -torch.inf))
-        v = v.scatter_add(1, pair, torch.full_like(pair, theta, dtype=v.dtype)).clamp_(0, 1).view(-1, *x.shape[1:])
-        go_on = exists & ~now
-        x_adv[open_[go_on]] = v[go_on]
-        open_ = open_[go_on]
-        if not len(open_):
+        live.v = flat.scatter_add(1, pair, torch.full_like(pair, theta, dtype=flat.dtype)).clamp_(0, 1).view_as(v)
+        live.drop(now | ~exists)
+        x_adv[live.rows] = live.v
+        if not len(live):
             break
-    return x_adv, hit
+    return x_adv, live.lately.up
 
 
 def _best_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

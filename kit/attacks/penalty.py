@@ -5,39 +5,12 @@
 The hinge stands in for the constraint of `kit.attacks.minimal`, whose arguments these attacks share. The weight c
 decides: too small a c leaves the image where it is, too large a one drives it farther than it must go.
 """
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.attacks.minimal import _adversarial, _lead
-from kit.core import L1, Linf, adam, asking, laid_out, per_image, take
-from kit.core.loop import Memory
-
-
-class _Nearest:
-    """Per image, the nearest adversarial image seen so far, and its distance."""
-
-    def __init__(self, x: Tensor):
-        self.x_adv, self.distance = x.clone(), torch.full_like(x[:, 0, 0, 0], torch.inf)
-
-    def see(self, rows: Tensor, x_adv: Tensor, size: Tensor, hit: Tensor) -> None:
-        nearer = (hit & (size < self.distance[rows])).nonzero()[:, 0]
-        if len(nearer):
-            self.x_adv[rows[nearer]] = x_adv[nearer].detach()
-            self.distance[rows[nearer]] = size[nearer].detach()
-
-
-def _search_c(attempt: Callable[[Tensor], Tensor], c: Tensor, rounds: int) -> None:
-    """Find, image by image, the smallest weight c at which attempt(c) -> (N,) bool succeeds: ×10 until it does, then
-    halve the interval."""
-    low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
-    for _ in range(rounds):
-        hit = attempt(c)
-        low, high = torch.where(hit, low, c), torch.where(hit, c, high)
-        c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
-
+from kit.core import L1, Goal, Linf, Live, differentiate, leaf, per_image
+from kit.core.balls import column
 
 EDGE = 0.1
 STRETCH = 0.5 / (1 - 2 * EDGE)
@@ -45,30 +18,19 @@ INSIDE = (1 - 2 * EDGE) * (1 - 1e-6)  # by rounding's width inside the box
 REACH = torch.tensor(INSIDE, dtype=torch.float64).atanh().item()
 
 
-def _to_w(x: Tensor) -> Tensor:
+def to_w(x: Tensor) -> Tensor:
     return ((2 * x - 1) * INSIDE).atanh()
 
 
-def _to_x(w: Tensor) -> tuple[Tensor, Tensor]:
-    """The paper's change of variables x = ½ + ½ tanh w, stretched by 1/(1 − 2 EDGE), for |w| ≤ REACH, and ∂x/∂w.
+def to_x(w: Tensor) -> Tensor:
+    """The paper's change of variables x = ½ + ½ tanh w, stretched by 1/(1 − 2 EDGE), for |w| ≤ REACH.
 
     Unstretched it reaches 0 and 1 only at infinity, and a pixel that starts there never moves.
     """
-    t = w.tanh()
-    return (0.5 + STRETCH * t).clamp_(0, 1), STRETCH * (1 - t * t)
+    return (0.5 + STRETCH * w.tanh()).clamp(0, 1)
 
 
-def _hinge(model, x_adv, y, target, kappa, c, rows) -> tuple[Tensor, Tensor, Tensor]:
-    """c · max(κ − lead, 0) at x', its gradient, and whether x' is adversarial. Cost: a forward and a backward pass."""
-    v = laid_out(x_adv).detach().requires_grad_()
-    with asking(model, rows):
-        z = model(v)
-    hinge = c * (kappa - _lead(z, y, target)).clamp_min(0)
-    g = torch.autograd.grad(hinge.sum(), v)[0]
-    return hinge.detach(), g, _adversarial(z.detach(), y, target, kappa)
-
-
-def _squared(delta: Tensor) -> Tensor:
+def squared(delta: Tensor) -> Tensor:
     return delta.square().flatten(1).sum(1)
 
 
@@ -94,120 +56,96 @@ def cw(
     Cost: at most rounds · steps forward and backward passes in l2. Source: Carlini and Wagner, Towards evaluating the
     robustness of neural networks, S&P 2017, sections V and VI; rounds, steps and lr (l2, linf) as in their code.
     """
-    attacks: dict[str, tuple] = {"l2": (_cw_l2, 1e-3, 0.01), "linf": (_cw_linf, 0.1, 0.005), "l0": (_cw_l0, 1e4, 0.1)}
+    attacks = {"l2": (_cw_l2, 1e-3, 0.01), "linf": (_cw_linf, 0.1, 0.005), "l0": (_cw_l0, 1e4, 0.1)}
     if norm not in attacks:
         raise ValueError(f"the Carlini–Wagner norm must be 'l2', 'linf' or 'l0', not {norm!r}")
     attack, usual_c, usual_lr = attacks[norm]
-    nearest = _Nearest(x)
-    weight = torch.full_like(nearest.distance, usual_c if c is None else c)
-    attack(model, x, y, target, kappa, weight, rounds, steps, usual_lr if lr is None else lr, nearest)
-    return nearest.x_adv
+    live = Live(model, x, Goal(y, target))
+    attack(live, kappa, usual_c if c is None else c, rounds, steps, usual_lr if lr is None else lr)
+    return live.found.x_adv
 
 
-def _cw_l2(model, x, y, target, kappa, c, rounds, steps, lr, nearest) -> None:
-    def attempt(c: Tensor) -> Tensor:
-        memory: Memory = {}
-        lately, before = torch.zeros_like(y, dtype=torch.bool), torch.full_like(c, torch.inf)
-        rate = torch.full_like(c, lr)
-        rows, w, x_, y_, target_ = torch.arange(len(x), device=x.device), _to_w(x), x, y, target
+def _cw_l2(live: Live, kappa: float, c: float, rounds: int, steps: int, lr: float) -> None:
+    for run in live.search("c", c, rounds):
+        run.w, run.rate, run.before = to_w(run.x), torch.full_like(run.c, lr), torch.full_like(run.c, torch.inf)
         for k in range(steps):
-            x_adv, slope = _to_x(w)
-            hinge, g, hit = _hinge(model, x_adv, y_, target_, kappa, c, rows)
-            delta = x_adv - x_
-            size = _squared(delta)
-            nearest.see(rows, x_adv, size, hit)
-            lately[rows] |= hit
-            w = adam(rate)(w, -(g + 2 * delta) * slope, memory).clamp_(-REACH, REACH)
-            if k % max(steps // 10, 1) == 0:
-                loss = size + hinge
-                rate = torch.where(loss < 0.9999 * before, rate, rate / 2)
-                stays, before = rate > lr / 16, loss
-                rows, w, before, rate, c, x_, y_, target_ = take(stays, rows, w, before, rate, c, x_, y_, target_)
-                memory = _of(stays, memory)
-                lately[rows] = False
-                if not len(rows):
+            w = leaf(run.w)
+            x_adv = to_x(w)
+            z = run.ask(x_adv)
+            size = squared(x_adv - run.x)
+            loss = size + run.c * (kappa - run.goal.lead(z)).clamp_min(0)
+            run.nearest(x_adv, size, run.goal.reached(z, kappa))
+            run.w = run.adam(w, run.grad(loss, w), run.rate).clamp_(-REACH, REACH)
+            if k % max(steps // 10, 1) == 0:  # an image whose loss has not fallen takes shorter steps, and then leaves
+                run.rate = torch.where(loss < 0.9999 * run.before, run.rate, run.rate / 2)
+                run.before = loss.detach()
+                run.drop(run.rate <= lr / 16)
+                if not len(run):
                     break
-        return lately  # what Adam's first, long steps run across says nothing about c
-
-    _search_c(attempt, c, rounds)
 
 
-def _of(keep: Tensor, memory: Memory) -> Memory:
-    """What a rule remembers of the images that stay."""
-    return dict(zip(memory, take(keep, *memory.values()), strict=True))
-
-
-def _cw_linf(model, x, y, target, kappa, c, rounds, steps, lr, nearest) -> None:
-    solution, tau, largest_c = _to_w(x), torch.ones_like(c), c * 2**rounds
-    open_ = torch.arange(len(x), device=x.device)
-    while len(open_):
-        rows, (w, x_, y_, target_, c_, tau_) = open_, take(open_, solution, x, y, target, c, tau)
-        memory: Memory = {}
-        full = (0.1 * tau_).clamp_max(lr)
-        before, rate = torch.full_like(c_, torch.inf), full
-        solved = torch.zeros_like(y, dtype=torch.bool)
+def _cw_linf(live: Live, kappa: float, c: float, rounds: int, steps: int, lr: float) -> None:
+    solution, tau = to_w(live.x), torch.ones_like(live.found.score)
+    weight, largest = torch.full_like(tau, c), c * 2**rounds
+    while len(live):
+        run = live.again(w=solution[live.rows], tau=tau[live.rows], c=weight[live.rows], before=torch.inf)
+        run.full = run.rate = (0.1 * run.tau).clamp_max(lr)
+        solved = torch.zeros_like(live.found.reached)
         for k in range(steps):
-            x_adv, slope = _to_x(w)
-            hinge, g, hit = _hinge(model, x_adv, y_, target_, kappa, c_, rows)
-            delta = x_adv - x_
-            size, excess = Linf.norm(delta), (delta.abs() - tau_.view(-1, 1, 1, 1)).clamp_min(0)
-            nearest.see(rows, x_adv, size, hit)
-            done = hit & (size <= 1.05 * tau_)
-            solution[rows[done]], solved[rows[done]] = w[done], True
-            tau[rows[done]] = 0.9 * torch.minimum(size, tau_)[done]
-            w = adam(rate)(w, -(g + delta.sign() * (excess > 0)) * slope, memory).clamp_(-REACH, REACH)
-            stays = ~done
+            w = leaf(run.w)
+            x_adv = to_x(w)
+            z = run.ask(x_adv)
+            excess = ((x_adv - run.x).abs() - column(run.tau, w)).clamp_min(0).flatten(1).sum(1)
+            loss = excess + run.c * (kappa - run.goal.lead(z)).clamp_min(0)
+            size, hit = Linf.norm((x_adv - run.x).detach()), run.goal.reached(z, kappa)
+            run.nearest(x_adv, size, hit)
+            done = hit & (size <= 1.05 * run.tau)
+            at = run.rows[done]
+            solution[at], solved[at], tau[at] = run.w[done], True, 0.9 * torch.minimum(size, run.tau)[done]
+            run.w = run.adam(w, run.grad(loss, w), run.rate).clamp_(-REACH, REACH)
             if k % max(steps // 10, 1) == 0:
-                loss = excess.flatten(1).sum(1) + hinge
-                rate = torch.where(loss < 0.9999 * before, rate, rate / 2)
-                before, stays = loss, stays & (rate > full / 16)
-            if not bool(stays.all()):
-                rows, w, before, rate, full, x_, y_, target_, c_, tau_ = take(
-                    stays, rows, w, before, rate, full, x_, y_, target_, c_, tau_)
-                memory = _of(stays, memory)
-            if not len(rows):
+                run.rate = torch.where(loss < 0.9999 * run.before, run.rate, run.rate / 2)
+                run.before, done = loss.detach(), done | (run.rate <= run.full / 16)
+            run.drop(done)
+            if not len(run):
                 break
-        never = nearest.distance[rows].isinf()
-        solution[rows[never]] = w[never]  # on the way still: go on from here
-        c[~solved] *= 2
-        open_ = open_[c[open_] <= largest_c[open_]]
+        never = ~live.found.reached[run.rows]
+        solution[run.rows[never]] = run.w[never]  # on the way still: go on from here
+        weight[~solved] *= 2
+        live.drop(weight[live.rows] > largest)
 
 
-def _cw_l0(model, x, y, target, kappa, c, rounds, steps, lr, nearest) -> None:
-    solution, n = _to_w(x), len(x)
-    open_ = torch.arange(n, device=x.device)
-    free = torch.ones_like(x[:, :1], dtype=torch.bool)  # the pixels that may change in this descent,
+def _cw_l0(live: Live, kappa: float, c: float, rounds: int, steps: int, lr: float) -> None:
+    x = live.x
+    solution, free = to_w(x), torch.ones_like(x[:, :1], dtype=torch.bool)  # the pixels that may change in this descent,
     good, worth = free.clone(), torch.zeros_like(x[:, :1])  # those that sufficed in the last one, and each one's worth
-    group = torch.full_like(y, free[0].numel())
-    while len(open_):
-        rows, (w, x_, y_, target_, c_, free_) = open_, take(open_, solution, x, y, target, c, free)
-        memory: Memory = {}
-        solved = torch.zeros_like(y, dtype=torch.bool)
+    group = torch.full_like(live.rows, free[0].numel())
+    while len(live):
+        run = live.again(w=solution[live.rows], c=c, free=free[live.rows])
+        solved = torch.zeros_like(live.found.reached)
         for _ in range(steps):
-            x_adv, slope = _to_x(w)
-            x_adv = torch.where(free_, x_adv, x_)
-            _, g, hit = _hinge(model, x_adv, y_, target_, kappa, c_, rows)
-            g = (g + 2 * (x_adv - x_)) * slope * free_
+            w = leaf(run.w)
+            x_adv = torch.where(run.free, to_x(w), run.x)
+            z = run.ask(x_adv)
+            lead, hit = run.goal.lead(z), run.goal.reached(z, kappa)
+            g = run.grad(squared(x_adv - run.x) + run.c * (kappa - lead).clamp_min(0), w, keep_graph=bool(hit.any()))
             if bool(hit.any()):
-                at, x_at, y_at, target_at, x_adv = take(hit, rows, x_, y_, target_, x_adv)
-                delta = x_adv - x_at
-                nearest.see(at, x_adv, (delta != 0).any(1).flatten(1).sum(1).to(x.dtype), torch.ones_like(hit[hit]))
-                solution[at], solved[at] = w[hit], True
-                v = laid_out(x_adv).requires_grad_()
-                with asking(model, at):
-                    rise = torch.autograd.grad(_lead(model(v), y_at, target_at).sum(), v)[0]
-                good[at], worth[at] = (delta != 0).any(1, keepdim=True), (rise * delta).sum(1, keepdim=True)
-            w = adam(lr)(w, -g, memory).clamp_(-REACH, REACH)
-            rows, w, x_, y_, target_, c_, free_ = take(~hit, rows, w, x_, y_, target_, c_, free_)
-            memory = _of(~hit, memory)
-            if not len(rows):
+                rise, delta = differentiate(lead, x_adv)[hit], (x_adv - run.x).detach()[hit]
+                changed = (delta != 0).any(1, keepdim=True)
+                run.nearest(x_adv, (x_adv != run.x).any(1).flatten(1).sum(1).to(z.dtype), hit)
+                at = run.rows[hit]
+                solution[at], solved[at], good[at] = run.w[hit], True, changed
+                worth[at] = (rise * delta).sum(1, keepdim=True)
+            run.w = run.adam(w, g, lr).clamp_(-REACH, REACH)
+            run.drop(hit)
+            if not len(run):
                 break
         size = good.flatten(1).sum(1)
         group = torch.where(solved, torch.minimum(group, size), group) // 2
         group = torch.where(solved, torch.where(size > 1, group.clamp_min(1), 0), group)
         order = torch.where(good, worth, torch.inf).flatten(1).argsort(1).argsort(1)  # the place of each pixel's worth
         free = good & (order >= group[:, None]).view_as(good)
-        open_ = open_[(group[open_] > 0) & nearest.distance[open_].isfinite()]
+        live.drop(~((group > 0) & live.found.reached)[live.rows])
 
 
 @per_image
@@ -229,28 +167,22 @@ def ead(
     """
     if decision not in ("elastic", "l1"):
         raise ValueError(f"decision must be 'elastic' or 'l1', not {decision!r}")
-    nearest = _Nearest(x)
-
-    def attempt(c: Tensor) -> Tensor:
-        ever, before = torch.zeros_like(y, dtype=torch.bool), torch.full_like(c, torch.inf)
-        rows, u, x_adv, x_, y_, target_ = torch.arange(len(x), device=x.device), x, x, x, y, target
+    live = Live(model, x, Goal(y, target))
+    for run in live.search("c", c, rounds):
+        run.u, run.x_adv, run.before = run.x, run.x, torch.full_like(run.c, torch.inf)
         for k in range(steps):
-            hinge, g, _ = _hinge(model, u, y_, target_, kappa, c, rows)
-            delta, alpha = u - x_, lr * (1 - k / steps) ** 0.5
-            loss = hinge + _squared(delta)
-            last, x_adv = x_adv, (x_ + F.softshrink(delta - alpha * (g + 2 * delta), alpha * beta)).clamp_(0, 1)
-            u = x_adv + k / (k + 3) * (x_adv - last)
-            with torch.no_grad(), asking(model, rows):
-                hit = _adversarial(model(laid_out(x_adv)), y_, target_, kappa)
-            l1 = L1.norm(x_adv - x_)
-            nearest.see(rows, x_adv, l1 if decision == "l1" else _squared(x_adv - x_) + beta * l1, hit)
-            ever[rows] |= hit
+            u, alpha = leaf(run.u), lr * (1 - k / steps) ** 0.5
+            loss = run.c * (kappa - run.goal.lead(run.ask(u))).clamp_min(0) + squared(u - run.x)
+            delta = run.u - run.x - alpha * run.grad(loss, u)
+            last, run.x_adv = run.x_adv, (run.x + F.softshrink(delta, alpha * beta)).clamp_(0, 1)
+            run.u = run.x_adv + k / (k + 3) * (run.x_adv - last)
+            with torch.no_grad():
+                hit = run.goal.reached(run.ask(run.x_adv), kappa)
+            l1 = L1.norm(run.x_adv - run.x)
+            run.nearest(run.x_adv, l1 if decision == "l1" else squared(run.x_adv - run.x) + beta * l1, hit)
             if k % max(steps // 10, 1) == 0:
-                falls = loss < 0.9999 * before
-                rows, u, x_adv, before, c, x_, y_, target_ = take(falls, rows, u, x_adv, loss, c, x_, y_, target_)
-                if not len(rows):
+                fallen, run.before = loss < 0.9999 * run.before, loss.detach()
+                run.drop(~fallen)
+                if not len(run):
                     break
-        return ever
-
-    _search_c(attempt, torch.full_like(nearest.distance, c), rounds)
-    return nearest.x_adv
+    return live.found.x_adv

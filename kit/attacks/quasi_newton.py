@@ -9,19 +9,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from kit.attacks.minimal import _adversarial
-from kit.attacks.penalty import _Nearest, _search_c, _squared
-from kit.core import asking, cross_entropy, features, laid_out, per_image, take
+from kit.attacks.penalty import squared
+from kit.core import Goal, Live, ball, cross_entropy, features, leaf, per_image
+from kit.core.balls import column
 
 Function = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1)
-
-
-def _col(a: Tensor) -> Tensor:
-    return a.view(-1, 1, 1, 1)
 
 
 def minimise(
@@ -49,7 +45,7 @@ def minimise(
         before_v, before_g = v.clone(), g.clone()
         todo, size = open_, torch.ones_like(value)
         for _ in range(20):
-            trial = torch.clamp(v[todo] + _col(size[todo]) * d[todo], low[todo], high[todo])
+            trial = torch.clamp(v[todo] + column(size[todo], v) * d[todo], low[todo], high[todo])
             new_value, new_g = f(trial, todo)
             falls = new_value <= value[todo] + 1e-4 * _dot(g[todo], trial - v[todo])
             at = todo[falls]
@@ -75,13 +71,13 @@ def _descent(g: Tensor, history: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     scale = 0.1 / g.flatten(1).abs().amax(1).clamp_min(0.1)
     for s, t, rho in reversed(history):
         alpha = rho * _dot(s, q)
-        q -= _col(alpha) * t
+        q -= column(alpha, t) * t
         alphas.append(alpha)
     for s, t, rho in history:
         scale = torch.where(rho > 0, _dot(s, t) / _dot(t, t).clamp_min(1e-30), scale)
-    q *= _col(scale)
+    q *= column(scale, q)
     for (s, t, rho), alpha in zip(history, reversed(alphas), strict=True):
-        q += _col(alpha - rho * _dot(t, q)) * s
+        q += column(alpha - rho * _dot(t, q), s) * s
     return -q
 
 
@@ -98,37 +94,30 @@ def lbfgs(
     Cost: about rounds · steps forward and backward passes at most.
     Source: Szegedy et al., Intriguing properties of neural networks, ICLR 2014, section 4.1.
     """
-    nearest = _Nearest(x)
+    live = Live(model, x, Goal(y, target))
+    for run in live.search("c", c, rounds):
 
-    def attempt(c: Tensor) -> Tensor:
-        ever = torch.zeros_like(y, dtype=torch.bool)
-
-        def f(v: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            x_, y_, target_, c_ = take(rows, x, y, target, c)
-            v = laid_out(v).detach().requires_grad_()
-            with asking(model, rows):
-                z = model(v)
-            size = _squared(v - x_)
-            value = size + c_ * (_not(z, y_) if target_ is None else cross_entropy(z, target_))
-            g = torch.autograd.grad(value.sum(), v)[0]
-            hit = _adversarial(z.detach(), y_, target_)
-            nearest.see(rows, v, size, hit)
-            ever[rows] |= hit
-            return value.detach(), g
+        def f(v: Tensor, rows: Tensor, run: Live = run) -> tuple[Tensor, Tensor]:
+            part = run.among(rows)
+            v = leaf(v)
+            z = part.ask(v)
+            size = squared(v - part.x)
+            value = size + part.c * _nats(z, part.goal)
+            part.nearest(v, size, part.goal.reached(z))
+            return value.detach(), part.grad(value, v)
 
         minimise(f, x, torch.zeros_like(x), torch.ones_like(x), steps=steps)
-        return ever
-
-    _search_c(attempt, torch.full_like(nearest.distance, c), rounds)
-    return nearest.x_adv
+    return live.found.x_adv
 
 
-def _not(z: Tensor, y: Tensor) -> Tensor:
-    """−log(1 − softmax(z)_y) = logsumexp(z) − logsumexp of the other classes."""
-    return z.logsumexp(1) - z.scatter(1, y[:, None], -torch.inf).logsumexp(1)
+def _nats(z: Tensor, goal: Goal) -> Tensor:
+    """−log p_t, or −log(1 − p_y) = logsumexp(z) − logsumexp of the other classes."""
+    if goal.target is not None:
+        return cross_entropy(z, goal.target)
+    return z.logsumexp(1) - z.scatter(1, goal.y[:, None], -torch.inf).logsumexp(1)
 
 
-@per_image(split=("guide",))
+@per_image
 def feature_adversary(
     model: nn.Module, x: Tensor, guide: Tensor, *, layers: str | Sequence[str], eps: float | Tensor = 10 / 255,
     steps: int = 100,
@@ -141,22 +130,20 @@ def feature_adversary(
     Cost: about `steps` forward and backward passes, and one forward pass of the guide.
     Source: Sabour et al., Adversarial manipulation of deep representations, ICLR 2016, section 2.
     """
-    if guide.shape[1:] != x.shape[1:] or len(guide) not in (1, len(x)):
+    if guide.shape[1:] != x.shape[1:]:
         raise ValueError(f"guide must have the shape {tuple(x.shape)}, like the images, not {tuple(guide.shape)}")
-    names = [layers] if isinstance(layers, str) else list(layers)
-    radius = eps.view(-1, 1, 1, 1) if isinstance(eps, Tensor) and eps.dim() else eps
+    names, radius = [layers] if isinstance(layers, str) else list(layers), column(ball("linf", eps).eps, x)
+    live = Live(model, x)
     with features(model, names) as hidden:
-        every = torch.arange(len(x), device=x.device)
-        with torch.no_grad(), asking(model, every):
-            model(guide.expand_as(x))
+        with torch.no_grad():
+            live.ask(guide.expand_as(x))
         wanted = [hidden[name].clone() for name in names]
 
         def f(v: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            v = laid_out(v).detach().requires_grad_()
-            with asking(model, rows):
-                model(v)
-            parts = [_squared(hidden[name] - w[rows]) for name, w in zip(names, wanted, strict=True)]
-            value = torch.stack(parts).sum(0)
-            return value.detach(), torch.autograd.grad(value.sum(), v)[0]
+            part, v = live.among(rows), leaf(v)
+            part.ask(v)
+            value = torch.stack([squared(hidden[name] - w[rows]) for name, w in zip(names, wanted, strict=True)]).sum(0)
+            part.lately.raised(part.rows, value == 0)  # an image that is its own guide need not move
+            return value.detach(), part.grad(value, v)
 
         return minimise(f, x, (x - radius).clamp(0, 1), (x + radius).clamp(0, 1), steps=steps)

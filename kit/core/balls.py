@@ -2,14 +2,18 @@
 
 `eps` is a number or one number per image (N,), in the units of the pixels, which lie in [0, 1].
 """
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from kit.core.seeding import normal, uniform
+from kit.core.seeding import Source, normal, uniform
 
 
+@overload
+def column(values: Tensor, like: Tensor) -> Tensor: ...
+@overload
+def column(values: float | Tensor, like: Tensor) -> float | Tensor: ...
 def column(values: float | Tensor, like: Tensor) -> float | Tensor:
     """One number per image, shaped to multiply `like` (N, …)."""
     return values.view(-1, *[1] * (like.dim() - 1)) if isinstance(values, Tensor) and values.dim() else values
@@ -35,9 +39,9 @@ class Linf:
         """z + argmax ⟨g, d⟩ over ‖d‖∞ ≤ size: the sign of the gradient."""
         return z + column(size, z) * g.sign()
 
-    def random(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def random(self, x: Tensor, source: Source = None) -> Tensor:
         """Uniform in the ball, then projected onto the box."""
-        return self.project(x + column(self.eps, x) * uniform(x, generator, -1, 1), x)
+        return self.project(x + column(self.eps, x) * uniform(x, source, -1, 1), x)
 
 
 class L2:
@@ -80,10 +84,10 @@ class L2:
         scale = torch.as_tensor(size, dtype=g.dtype, device=g.device) / L2.norm(g).clamp_min(1e-30)
         return z + column(scale, g) * g
 
-    def random(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def random(self, x: Tensor, source: Source = None) -> Tensor:
         """Uniform in the ball (a Gaussian direction, radius eps U^(1/d)), then projected onto the box."""
-        radius = uniform(x.flatten(1)[:, 0], generator) ** (1 / x[0].numel())
-        return self.project(L2.step(x, normal(x, generator), self.eps * radius), x)
+        radius = uniform(x.flatten(1)[:, 0], source) ** (1 / x[0].numel())
+        return self.project(L2.step(x, normal(x, source), self.eps * radius), x)
 
 
 class L1:
@@ -127,10 +131,10 @@ class L1:
         move = torch.minimum(room, (size - (room.cumsum(1) - room)).clamp_min(0))
         return z + torch.zeros_like(move).scatter_(1, at, torch.where(up, move, -move)).view_as(z)
 
-    def random(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def random(self, x: Tensor, source: Source = None) -> Tensor:
         """Uniform in the ball (signed exponentials over their sum, radius eps U^(1/d)), then projected onto the box."""
-        radius = uniform(x.flatten(1)[:, 0], generator) ** (1 / x[0].numel())
-        e = -uniform(x, generator).clamp_min(1e-30).log() * uniform(x, generator, -1, 1).sign()
+        radius = uniform(x.flatten(1)[:, 0], source) ** (1 / x[0].numel())
+        e = -uniform(x, source).clamp_min(1e-30).log() * uniform(x, source, -1, 1).sign()
         return self.project(x + column(self.eps * radius / L1.norm(e), x) * e, x)
 
 

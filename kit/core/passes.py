@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kit.core.checks import check_images, check_labels, check_model
+from kit.core.checks import check_fits, check_images, check_labels, check_model, check_settings
 from kit.core.loop import Trace
 from kit.core.model import QueryCounter, asking
-from kit.core.seeding import ambient_randomness_kept, generator
+from kit.core.seeding import Draws, ambient_randomness_kept
 
 # Small chunks stay in the cache: on a CPU one batch of 1536 costs 2 to 3 times more per image than one of 64.
 PIXELS = {"cpu": 64 * 32 * 32, "cuda": 2048 * 32 * 32}
@@ -56,49 +56,74 @@ def borrowed(model: nn.Module, x: Tensor) -> Iterator[None]:
             module.training = training
 
 
-def per_image(function: Callable | None = None, *, split: tuple[str, ...] = (), labels: bool = True) -> Any:
+class PerImage:
+    """Something that is no tensor and has one row for each image, or one for all: `len` says how many, `[rows]` takes
+    some of them."""
+
+
+def per_image(function: Callable | None = None, *, whole: tuple[str, ...] = (), split: tuple[str, ...] = (),
+              labels: bool = True) -> Any:
     """Make `function(model, x, …)`, written for one chunk of images, a method that keeps the contracts on any batch.
 
-    It checks the images, the labels (`y`, `target`) and the model; borrows the model; splits x, y, target, a tensor
-    `eps` or `step` and the arguments named in `split` into chunks; and joins the results, which are tensors (N, …),
-    or tuples or dictionaries of them. A `trace` and a `QueryCounter` see whose images they deal with.
+    It checks the images, the labels (`y`, `target`), the model and the settings (`check_settings`); borrows the model;
+    splits the batch into chunks; and joins the results, which are tensors (N, …), or tuples or dictionaries of them.
+    Every tensor (and `PerImage`) among the arguments is split too: it must have one row for each image, or one for all,
+    unless it is named in `whole`. The function receives as `generator` the `Draws` of its images, whatever it was
+    called with, and a `trace` and a `QueryCounter` see whose images they deal with.
     With `create_graph=True` the images enter with their graph and the results keep theirs, through every chunk.
     """
     if function is None:
-        return functools.partial(per_image, split=split, labels=labels)
+        return functools.partial(per_image, whole=whole, split=split, labels=labels)
     signature = inspect.signature(function)
+    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
 
     @functools.wraps(function)
     def method(*args, **kwargs):
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
-        values = call.arguments
+        values = dict(call.arguments)
+        values.update(values.pop(rest, {}))
         model, x = values["model"], values["x"]
         check_images(x)
+        values.update(check_settings(values, x))
         if not values.get("create_graph"):
-            x = values["x"] = x.detach().clone() if x.is_inference() else x.detach()
+            values["x"] = x = x.detach()
         with borrowed(model, x):
             classes = check_model(model.model if isinstance(model, QueryCounter) else model, x)
-            for name in ("y", "target"):
-                if values.get(name) is not None and labels:
-                    check_labels(values[name], x, classes, name)
-            several = {
-                name: values[name] for name in {"x", "y", "target", "eps", "step", *split} & values.keys()
-                if isinstance(values[name], Tensor) and values[name].dim() and len(values[name]) == len(x)
-            }
-            if "generator" in values and values["generator"] is None:
-                values["generator"] = generator()
+            several = {}
+            for name, value in values.items():
+                if labels and name in ("y", "target") and (value is not None or name == "y"):
+                    check_labels(value, x, classes, name)
+                if isinstance(value, Tensor | PerImage) and name not in whole and getattr(value, "shape", True) != ():
+                    several[name] = _rows_for(name, value, x)
+            if "generator" in values and not isinstance(values["generator"], Draws):
+                values["generator"] = Draws(len(x), values["generator"])
+            draws = values.get("generator")
+            trace = values.get("trace")
+            if isinstance(trace, Trace):
+                trace.clear()
             results = []
             for rows in chunks(x):
                 for name, value in several.items():
-                    values[name] = laid_out(value[rows]) if value.dim() == 4 else value[rows]
+                    part = value[rows] if len(value) == len(x) else value
+                    values[name] = laid_out(part) if isinstance(part, Tensor) and part.dim() == 4 else part
+                if isinstance(draws, Draws):
+                    values["generator"] = draws[rows]
                 with asking(model, torch.arange(rows.start, rows.stop)):
-                    results.append(function(*call.args, **call.kwargs))
-                if isinstance(values.get("trace"), Trace):
-                    values["trace"].close()
+                    results.append(function(**values))
+                if isinstance(trace, Trace):
+                    trace.close()
         return _joined(results)
 
     return method
+
+
+def _rows_for(name: str, value: Any, x: Tensor) -> Any:
+    """The value, if it has one row for each image or one for all. Raises ValueError for another number of rows."""
+    if len(value) not in (1, len(x)):
+        raise ValueError(f"{name} has {len(value)} rows for {len(x)} images: give one for each, or one for all")
+    inference = isinstance(value, Tensor) and value.is_inference()
+    return value.clone() if inference else value  # autograd refuses what was made under torch.inference_mode
 
 
 def take(index: Tensor, *values: Any) -> list[Any]:
@@ -116,10 +141,24 @@ def _joined(results: list) -> Any:
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's logits (N, K), in chunks, in evaluation mode, without gradients. Cost: one forward pass."""
+    """The model's logits (N, K), in chunks, in evaluation mode, without gradients. Cost: one forward pass.
+
+    Raises ValueError or TypeError for images and models that make no sense, and where a logit is NaN or infinite.
+    """
     check_images(x)
     with borrowed(model, x), torch.no_grad():
-        return torch.cat([model(laid_out(x[rows])) for rows in chunks(x)])
+        check_fits(model, x)
+        parts = []
+        for rows in chunks(x):
+            with asking(model, torch.arange(rows.start, rows.stop)):
+                parts.append(model(laid_out(x[rows].clone())))  # its own: a model may change what it is given
+    z = torch.cat(parts)
+    if z.dim() != 2:
+        raise ValueError(f"the model must return logits (N, K), not {tuple(z.shape)}")
+    if not bool(z.isfinite().all()):
+        bad = int((~z.isfinite()).any(1).sum())
+        raise ValueError(f"the model returned NaN or infinity for {bad} of {len(x)} images: check its weights")
+    return z
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
@@ -134,5 +173,9 @@ def fooled(model: nn.Module, x_adv: Tensor, y: Tensor, target: Tensor | None = N
 
     Success is always measured so, on the tensor that an attack returned. Cost: one forward pass.
     """
-    predicted = logits(model, x_adv).argmax(1)
-    return predicted != y if target is None else predicted == target
+    z = logits(model, x_adv)
+    check_labels(y, x_adv, z.shape[1])
+    if target is None:
+        return z.argmax(1) != y
+    check_labels(target, x_adv, z.shape[1], "target")
+    return z.argmax(1) == target

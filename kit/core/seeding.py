@@ -1,4 +1,6 @@
 """Randomness comes from a `generator=`; nothing here touches the ambient random state."""
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,19 +13,61 @@ def generator(seed: int = 0, device: str | torch.device = "cpu") -> torch.Genera
     return torch.Generator(device).manual_seed(seed)
 
 
-def uniform(like: Tensor, generator: torch.Generator | None, low: float = 0.0, high: float = 1.0) -> Tensor:
+class Draws:
+    """A random stream for each image of a call. What an image draws depends on the seed and on its place in the batch
+    alone: not on its mates, not on when they are done, not on how the batch is cut into chunks.
+
+    `draws[rows]` are the streams of some of the images; they go on where they are, whoever draws from them.
+    `draws.alike()` is a generator that is the same for all images and all chunks, for what they draw together.
+    """
+
+    def __init__(self, images: int, source: torch.Generator | None = None):
+        source = source or generator()
+        seeds = torch.randint(2**62, (images + 1,), generator=source, device=source.device).tolist()
+        self._alike, self._streams = seeds[0], [generator(seed) for seed in seeds[1:]]
+
+    def __getitem__(self, rows: slice | Tensor) -> Draws:
+        some = Draws.__new__(Draws)
+        some._alike = self._alike
+        some._streams = self._streams[rows] if isinstance(rows, slice) else [
+            self._streams[i] for i in (rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows).tolist()]
+        return some
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def alike(self) -> torch.Generator:
+        return generator(self._alike)
+
+    def fill(self, like: Tensor, kind: str) -> Tensor:
+        """U(0, 1) or N(0, 1) numbers of the shape (N, …), dtype and device of `like`, each row from its own stream."""
+        if len(like) != len(self):
+            raise ValueError(f"{len(like)} rows cannot be drawn from the streams of {len(self)} images")
+        drawn = torch.empty(like.shape, dtype=like.dtype)
+        for row, stream in zip(drawn.unbind(), self._streams, strict=True):
+            getattr(row, kind)(generator=stream)
+        return drawn.to(like.device)
+
+
+Source = torch.Generator | Draws | None
+
+
+def uniform(like: Tensor, source: Source, low: float = 0.0, high: float = 1.0) -> Tensor:
     """U(low, high) of the shape, dtype and device of `like`. No generator means seed 0, so that a call repeats."""
-    return _draw(torch.rand, like, generator).mul_(high - low).add_(low)
+    return _draw("uniform_", like, source).mul_(high - low).add_(low)
 
 
-def normal(like: Tensor, generator: torch.Generator | None, sigma: float = 1.0) -> Tensor:
+def normal(like: Tensor, source: Source, sigma: float = 1.0) -> Tensor:
     """N(0, sigma²) of the shape, dtype and device of `like`."""
-    return _draw(torch.randn, like, generator).mul_(sigma)
+    return _draw("normal_", like, source).mul_(sigma)
 
 
-def _draw(sampler, like, source):
+def _draw(kind: str, like: Tensor, source: Source) -> Tensor:
+    if isinstance(source, Draws):
+        return source.fill(like, kind)
     source = source or generator()
-    return sampler(like.shape, generator=source, device=source.device, dtype=like.dtype).to(like.device)
+    drawn = torch.empty(like.shape, dtype=like.dtype, device=source.device)
+    return getattr(drawn, kind)(generator=source).to(like.device)
 
 
 @contextmanager

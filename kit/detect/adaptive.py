@@ -9,7 +9,7 @@ Evading adversarial example detection defenses with orthogonal projected gradien
 import torch
 from torch import Tensor, nn
 
-from kit.core import Trace, ball, laid_out, margin, optimise, per_image, steepest
+from kit.core import Goal, Trace, ball, laid_out, optimise, per_image, steepest
 from kit.detect.detector import Detector
 
 AHEAD = 1e6  # a misclassified image is kept before any other
@@ -34,12 +34,12 @@ def evade(
     if detector.model is not model:
         raise ValueError("the detector guards another model: pass model=detector.model")
     step = 2.5 * eps / steps if step is None else step
-    within = ball(norm, eps)
+    within, goal = ball(norm, eps), Goal(y, target)
 
     def objective(x_adv: Tensor, k: int) -> Tensor:
         x_adv = laid_out(x_adv)
         z = model(x_adv)
-        m = margin(z, y) if target is None else -margin(z, target)
+        m = goal.lead(z)
         return torch.where(m > kappa, -detector.evasion(x_adv), m.clamp(max=kappa) - AHEAD)
 
     start = within.random(x, generator) if random_start else x

@@ -94,7 +94,7 @@ def smoothgrad(
     return _smoothgrad(model, x, target, noise=noise, squared=squared, create_graph=create_graph)
 
 
-@per_image
+@per_image(whole=("noise",))
 def _smoothgrad(model, x, target=None, *, noise, squared, create_graph):
     if target is None:
         with torch.no_grad():

@@ -215,7 +215,7 @@ def test_nothing_leaks(deep):
 def test_mistakes_get_one_sentence(deep):
     model, x, y = deep
     T = train_transformation(model, x[:4], y[:4], eps=EPS, outer=1, inner=1)
-    with pytest.raises(ValueError, match="4 transformations for 9 images"):
+    with pytest.raises(ValueError, match="4 rows for 9 images"):
         atta(model, x, y, T=T, eps=EPS)
     with pytest.raises(ValueError, match="4 transformations for 9 images"):
         T(x)

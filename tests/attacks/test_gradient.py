@@ -140,7 +140,7 @@ def test_restarts_help_and_leave_fooled_images_alone():
     hit_once, hit_often = fooled(Ripples(), once, y), fooled(Ripples(), often, y)
     assert hit_often.sum() > hit_once.sum()
     assert hit_often[hit_once].all()
-    per_restart = 20 + 1 + 1
+    per_restart = 20 + 1
     assert (counter.counts[hit_once] == per_restart).all()
     assert (counter.counts[~hit_often] == 6 * per_restart).all()
     assert not torch.equal(once, pgd(Ripples(), x, y, generator=generator(9), **options))

@@ -9,8 +9,9 @@ from torch import nn
 
 import kit.core.passes
 from kit.attacks import cw, deepfool, distance, ead, jsma, lbfgs, least_likely, next_class, success_curve
-from kit.attacks.minimal import _best_pair, _gradients
+from kit.attacks.minimal import _best_pair
 from kit.core import MisleadingModel, QueryCounter, fooled, generator, logits
+from kit.core.loop import gradients
 
 DUAL = {"linf": 1, "l2": 2}
 QUICK = {"steps": 100, "rounds": 5, "c": 0.1}
@@ -92,7 +93,7 @@ def test_gradients_in_one_vectorised_pass_and_one_by_one_agree():
         v = x.clone().requires_grad_()
         z = model(v)
         if not vectorised:
-            return _gradients(z, v, weights)
+            return gradients(z, v, weights)
         return torch.func.vmap(lambda w: torch.autograd.grad(z, v, w, retain_graph=True)[0])(weights)
 
     assert torch.allclose(found(True), found(False), atol=1e-5)

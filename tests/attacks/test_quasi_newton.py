@@ -63,7 +63,9 @@ def test_a_feature_adversary_takes_the_guides_representation(monkeypatch):
 
 def test_bad_guides_and_layers_are_refused():
     model, x, guide = network()
-    with pytest.raises(ValueError, match="guide must have the shape"):
+    with pytest.raises(ValueError, match="guide has 3 rows for 10 images"):
         feature_adversary(model, x, guide[:3], layers="2")
+    with pytest.raises(ValueError, match="guide must have the shape"):
+        feature_adversary(model, x, guide[..., 1:], layers="2")
     with pytest.raises(ValueError, match="no layer 'conv9'"):
         feature_adversary(model, x, guide, layers="conv9")

@@ -8,8 +8,7 @@ from scipy.stats import norm as normal
 
 import kit.core.passes
 from kit.attacks import ata, bim, dim, mi_fgsm, ni_fgsm, si_ni_ti_dim, sim, tap, tap_ata, tim
-from kit.attacks.transfer import gaussian, resized_and_padded
-from kit.core import Ensemble, ball, cross_entropy, fooled, generator, logits
+from kit.core import Ensemble, ball, cross_entropy, fooled, gaussian, generator, logits, resized_and_padded
 from kit.models import FAMILIES
 from kit.models import load as network
 

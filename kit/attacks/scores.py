@@ -1,0 +1,71 @@
+"""Attacks through the prediction interface: the model answers with scores, and nothing can be differentiated.
+
+    x' = argmax ℓ(f(x'), y)   subject to   ‖x' − x‖_p ≤ eps,   x' ∈ [0, 1],   at most `max_queries` answers for an image
+
+    model         images (N, C, H, W) in [0, 1] → logits (N, K); no gradient is asked of it
+    x, y          images and their labels (N,)           target       labels (N,) to reach, or None
+    max_queries   answers that may be asked for, per image; an image is left alone as soon as it reaches its goal
+    loss          (logits, labels) → (N,)                generator    where random numbers come from
+
+Each returns x' (N, C, H, W), and raises ValueError or TypeError for images, labels and numbers that make no sense. An
+image that reaches its goal as it is comes back as it was, for one query.
+"""
+import torch
+from torch import Tensor, nn
+
+from kit.core import Goal, Live, ball, margin, per_image, uniform
+from kit.core.balls import column
+from kit.core.goal import Loss
+
+TOGETHER = 50  # proposals whose random numbers are drawn at once
+
+
+@per_image
+def square(
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, max_queries: int = 5000, p: float = 0.05,
+    target: Tensor | None = None, loss: Loss = margin, generator: torch.Generator | None = None,
+) -> Tensor:
+    """Square attack in l∞: random search among images whose pixels lie at x ± eps.
+
+    It begins with vertical stripes of ± eps. Each proposal sets every channel of one square, at a random place, to
+    + eps or − eps, and is kept where it raises ℓ. The square covers a share of the image that begins at p and is halved
+    after 0.1, 0.5, 2, 5, 10, 20, 40, 60 and 80 % of the queries. A proposal that would change nothing has its signs
+    turned. Cost: `max_queries` forward passes at most.
+    Source: Andriushchenko et al., Square attack, ECCV 2020, algorithms 1 and 2, and their schedule of p.
+    """
+    live, (channels, h, w) = Live(model, x, Goal(y, target), generator), x.shape[1:]
+    live.eps, live.v, live.proposal = eps, x, x
+    live.value = torch.full_like(live.found.score, -torch.inf)
+    down, across = torch.arange(h, device=x.device)[:, None], torch.arange(w, device=x.device)
+    for query in range(max_queries):
+        with torch.no_grad():
+            z = live.ask(live.proposal)
+        value, reached = live.goal.gain(z, loss), live.goal.reached(z)
+        live.best(live.proposal, value, reached)
+        better = (value > live.value) | (query == 1)  # the stripes, whatever they are worth: x itself is no start
+        live.v = torch.where(column(better, x), live.proposal, live.v)
+        live.value = torch.where(better, value, live.value)
+        live.drop(reached)
+        if not len(live):
+            break
+        within = ball("linf", live.eps)
+        if query == 0:
+            edge = column(live.eps, x) * uniform(live.x[:, :, :1], live.draws, -1, 1).sign()
+            live.proposal = within.project(live.x + edge, live.x)
+            continue
+        if (query - 1) % TOGETHER == 0:
+            live.numbers = uniform(live.x.new_empty(len(live), TOGETHER, 2 + channels), live.draws)
+        place, sign = live.numbers[:, (query - 1) % TOGETHER].split([2, channels], 1)
+        side = max(1, min(h, w, round((share(query, max_queries, p) * h * w) ** 0.5)))
+        top, left = ((column(place[:, i], x) * (size - side + 1)).long() for i, size in enumerate((h, w)))
+        inside = (down >= top) & (down < top + side) & (across >= left) & (across < left + side)
+        edge = column(live.eps, x) * (sign - 0.5).sign()[:, :, None, None]
+        new = torch.where(inside, within.project(live.x + edge, live.x), live.v)
+        same = (new == live.v).flatten(1).all(1)
+        live.proposal = torch.where(column(same, x) & inside, within.project(live.x - edge, live.x), new)
+    return live.found.x_adv
+
+
+def share(query: int, queries: int, p: float) -> float:
+    """The share of the image that a square covers at this query: p, halved at each of nine times."""
+    return p / 2 ** sum(query > queries * part for part in (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8))
