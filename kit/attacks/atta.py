@@ -29,6 +29,7 @@ from kit.core import (
     check_images,
     check_labels,
     check_model,
+    check_settings,
     cross_entropy,
     gradient,
     laid_out,
@@ -131,6 +132,8 @@ def train_transformation(
     if min(outer, inner, batch, epochs) < 1:
         raise ValueError(f"outer, inner, batch and epochs must be 1 or more, not {outer}, {inner}, {batch}, {epochs}")
     check_images(x)
+    check_settings({"eps": eps, "step": step, "lr": lr, "generator": generator}, x)
+    ball("linf", eps)
     x = x.detach()
     T = Transformation.start(start, x.shape[1], kernel, width, generator).to(x)
     step = eps / inner if step is None else step

@@ -21,6 +21,7 @@ from kit.attacks.gradient import Steps
 from kit.attacks.transfer import travel
 from kit.core import Ensemble, Goal, cross_entropy, features, laid_out, leaf, per_image, smooth_relu
 from kit.core.goal import Loss
+from kit.core.loop import check_differentiable
 
 
 def blocks(model: nn.Module) -> list[str]:
@@ -71,6 +72,8 @@ def attention(model: nn.Module, x: Tensor, y: Tensor, *, layers: Sequence[str] |
 def _read(model: nn.Module, v: Tensor, layers: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
     with features(model, layers) as A:
         z = model(laid_out(v))
+    if v.requires_grad:
+        check_differentiable(z)
     return z, dict(A)
 
 

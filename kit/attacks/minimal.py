@@ -40,8 +40,10 @@ def distance(
     if norm not in norms:
         raise ValueError(f"norm must be 'l2', 'linf', 'l1' or 'l0', not {norm!r}")
     check_images(x)
-    if x.shape != x_adv.shape:
-        raise ValueError(f"x {tuple(x.shape)} and x_adv {tuple(x_adv.shape)} are not images of the same shape")
+    check_images(x_adv)
+    if x.shape != x_adv.shape or x.dtype != x_adv.dtype:
+        raise ValueError(f"x and x_adv differ in shape or dtype: {tuple(x.shape)} of {x.dtype}, "
+                         f"{tuple(x_adv.shape)} of {x_adv.dtype}")
     size = norms[norm](x_adv - x).to(x.dtype)
     return torch.where(fooled(model, x_adv, y, target), size, torch.inf)
 

@@ -73,8 +73,8 @@ def _cw_l2(live: Live, kappa: float, c: float, rounds: int, steps: int, lr: floa
             x_adv = to_x(w)
             z = run.ask(x_adv)
             size = squared(x_adv - run.x)
-            loss = size + run.c * (kappa - run.goal.lead(z)).clamp_min(0)
             run.nearest(x_adv, size, run.goal.reached(z, kappa))
+            loss = size + run.c * (kappa - run.lead(z, x_adv)).clamp_min(0)
             run.w = run.adam(w, run.grad(loss, w), run.rate).clamp_(-REACH, REACH)
             if k % max(steps // 10, 1) == 0:  # an image whose loss has not fallen takes shorter steps, and then leaves
                 run.rate = torch.where(loss < 0.9999 * run.before, run.rate, run.rate / 2)
@@ -95,10 +95,10 @@ def _cw_linf(live: Live, kappa: float, c: float, rounds: int, steps: int, lr: fl
             w = leaf(run.w)
             x_adv = to_x(w)
             z = run.ask(x_adv)
-            excess = ((x_adv - run.x).abs() - column(run.tau, w)).clamp_min(0).flatten(1).sum(1)
-            loss = excess + run.c * (kappa - run.goal.lead(z)).clamp_min(0)
             size, hit = Linf.norm((x_adv - run.x).detach()), run.goal.reached(z, kappa)
             run.nearest(x_adv, size, hit)
+            excess = ((x_adv - run.x).abs() - column(run.tau, w)).clamp_min(0).flatten(1).sum(1)
+            loss = excess + run.c * (kappa - run.lead(z, x_adv)).clamp_min(0)
             done = hit & (size <= 1.05 * run.tau)
             at = run.rows[done]
             solution[at], solved[at], tau[at] = run.w[done], True, 0.9 * torch.minimum(size, run.tau)[done]
@@ -127,7 +127,9 @@ def _cw_l0(live: Live, kappa: float, c: float, rounds: int, steps: int, lr: floa
             w = leaf(run.w)
             x_adv = torch.where(run.free, to_x(w), run.x)
             z = run.ask(x_adv)
-            lead, hit = run.goal.lead(z), run.goal.reached(z, kappa)
+            hit = run.goal.reached(z, kappa)
+            run.lately.raised(run.rows, hit)
+            lead = run.lead(z, x_adv)
             g = run.grad(squared(x_adv - run.x) + run.c * (kappa - lead).clamp_min(0), w, keep_graph=bool(hit.any()))
             if bool(hit.any()):
                 rise, delta = differentiate(lead, x_adv)[hit], (x_adv - run.x).detach()[hit]
@@ -172,7 +174,10 @@ def ead(
         run.u, run.x_adv, run.before = run.x, run.x, torch.full_like(run.c, torch.inf)
         for k in range(steps):
             u, alpha = leaf(run.u), lr * (1 - k / steps) ** 0.5
-            loss = run.c * (kappa - run.goal.lead(run.ask(u))).clamp_min(0) + squared(u - run.x)
+            z = run.ask(u)
+            if k == 0:  # u is x
+                run.nearest(run.x, torch.zeros_like(run.c), run.goal.reached(z, kappa))
+            loss = run.c * (kappa - run.lead(z, u)).clamp_min(0) + squared(u - run.x)
             delta = run.u - run.x - alpha * run.grad(loss, u)
             last, run.x_adv = run.x_adv, (run.x + F.softshrink(delta, alpha * beta)).clamp_(0, 1)
             run.u = run.x_adv + k / (k + 3) * (run.x_adv - last)

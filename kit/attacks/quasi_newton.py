@@ -104,6 +104,7 @@ def lbfgs(
             size = squared(v - part.x)
             value = size + part.c * _nats(z, part.goal)
             part.nearest(v, size, part.goal.reached(z))
+            part.lead(z, v)
             return value.detach(), part.grad(value, v)
 
         minimise(f, x, torch.zeros_like(x), torch.ones_like(x), steps=steps)

@@ -165,11 +165,11 @@ def _per_image(name: str, value: Any, x: Tensor) -> float | Tensor:
             raise TypeError
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be a number, or a tensor of one number for each image, not {value!r}") from None
-    if numbers.dim() and numbers.shape not in ((1,), (len(x),)):
+    if numbers.dim() and numbers.shape != (len(x),):
         raise ValueError(f"{name} must be a number or have the shape ({len(x)},), one for each image, "
                          f"not {tuple(numbers.shape)}")
     _in_range(name, float(numbers.min()), float(numbers.max()))
-    return numbers.to(x) if numbers.shape == (len(x),) else float(numbers)
+    return numbers.to(x) if numbers.dim() else float(numbers)
 
 
 def _in_range(name: str, low: Any, high: Any) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kit.core.balls import column
 from kit.core.checks import check_gradient
 from kit.core.goal import Goal
-from kit.core.loop import Memory, adam, differentiate, gradients
+from kit.core.loop import Memory, adam, check_differentiable, differentiate, gradients
 from kit.core.model import asking
 from kit.core.passes import laid_out
 from kit.core.seeding import Draws
@@ -33,6 +33,7 @@ class Found:
         self.x_adv = x.clone()
         self.score = torch.full_like(x[:, 0, 0, 0], -torch.inf)
         self.reached = torch.zeros_like(self.score, dtype=torch.bool)
+        self.checked = False  # whether the gradient has been looked at
 
     def see(self, rows: Tensor, x_adv: Tensor, score: Tensor, reached: Tensor) -> None:
         score, before = score.detach(), self.reached[rows]
@@ -64,7 +65,6 @@ class Live:
         self.rows, self.x, self.goal, self.draws = rows, x, goal, draws
         self.memory: Memory = {}
         self.lately = Flags(len(self.found.score), x.device)
-        self.checked = False
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -96,7 +96,18 @@ class Live:
     def ask(self, v: Tensor) -> Tensor:
         """The logits of one image v for each, (n, K). Cost: one forward pass."""
         with asking(self.model, self.rows):
-            return self.model(laid_out(v))
+            z = self.model(laid_out(v))
+        if v.requires_grad and torch.is_grad_enabled():
+            check_differentiable(z)
+        return z
+
+    def lead(self, z: Tensor, v: Tensor) -> Tensor:
+        """By how much the attack leads with the logits z of v. Where it is a term beside others, its gradient could
+        vanish unseen: the first time it is looked at by itself, for one backward pass more."""
+        lead = self.goal.lead(z)
+        if not self.found.checked:
+            self._check(lead, differentiate(lead, v, keep_graph=True))
+        return lead
 
     def grad(self, value: Tensor, v: Tensor, keep_graph: bool = False) -> Tensor:
         """∇_v Σ value. Cost: one backward pass. The first time it warns of images that cannot move (`check_gradient`);
@@ -112,9 +123,9 @@ class Live:
         return g
 
     def _check(self, value: Tensor, g: Tensor) -> None:
-        if not self.checked:
+        if not self.found.checked:
             check_gradient(value.detach(), g, (self.found.reached | self.lately.up)[self.rows])
-            self.checked = True
+            self.found.checked = True
 
     def best(self, x_adv: Tensor, value: Tensor, reached: Tensor) -> None:
         """Keep, for each image, what reaches the goal before what does not, then the greatest value."""

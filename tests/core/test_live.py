@@ -83,10 +83,18 @@ def test_images_that_cannot_move_are_pointed_out_once_but_not_those_that_need_no
     with pytest.warns(MisleadingModel, match="exactly zero for 3 of 3"):
         images.grad((v * 0).flatten(1).sum(1), v)
     images.grad((v * 0).flatten(1).sum(1), v)
-    again = images.again()
-    again.best(x, torch.zeros(3), torch.tensor([True, True, False]))
+    others, *_ = live(linear, 3)
+    others.best(x, torch.zeros(3), torch.tensor([True, True, False]))
     with pytest.warns(MisleadingModel, match="exactly zero for 1 of 3"):
-        again.grad((v * 0).flatten(1).sum(1), v)
+        others.grad((v * 0).flatten(1).sum(1), v)
+
+
+def test_a_term_beside_others_does_not_hide_a_gradient_that_vanishes(linear):
+    model, x, y = linear
+    images = Live(lambda v: model((v * 4).round() / 4 + 0 * v), x[:3], Goal(y[:3]))
+    v = leaf(x[:3])
+    with pytest.warns(MisleadingModel, match="exactly zero for 3 of 3"):
+        images.lead(images.ask(v), v)
 
 
 def test_a_model_without_a_gradient_is_refused(linear):

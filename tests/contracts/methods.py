@@ -1,0 +1,120 @@
+"""Every public method, and how it is called on a small network: found by its signature, so that a new one is covered
+the moment it is exported. What cannot be called by these rules is listed in `OTHERS`, with the reason."""
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kit.attacks import Transformation
+from kit.core import generator
+from kit.detect import Energy
+
+PACKAGES = ("kit.attacks", "kit.explain", "kit.detect", "kit.defend")
+CLASSES = 5
+
+# Small budgets; what is not named here has its default.
+CHEAP: dict[str, dict[str, Any]] = {
+    "auto_pgd": {"steps": 6, "targets": 2, "restarts": 2},
+    "cw": {"steps": 12, "rounds": 3, "c": 1.0, "lr": 0.05},
+    "ead": {"steps": 12, "rounds": 3, "c": 1.0, "lr": 0.05},
+    "lbfgs": {"steps": 6, "rounds": 3, "c": 1.0},
+    "deepfool": {"steps": 6},
+    "jsma": {"gamma": 0.1},
+    "pgd": {"steps": 5, "restarts": 3},
+    "evade": {"steps": 5},
+    "square": {"max_queries": 12, "p": 0.2},
+    "feature_adversary": {"steps": 5, "eps": 0.1},
+    "train_transformation": {"outer": 2, "inner": 2},
+    "smoothgrad": {"samples": 3},
+    "integrated_gradients": {"steps": 8},
+    "occlusion": {"size": 3, "stride": 2},
+    "infidelity": {"samples": 4},
+    "deletion": {"steps": 4},
+    "insertion": {"steps": 4},
+}
+STEPS = {"bim", "mi_fgsm", "ni_fgsm", "tim", "dim", "sim", "si_ni_ti_dim", "tap", "ata", "tap_ata", "atta",
+         "at_si_ni_ti_dim"}
+# What takes a model and images and is no method on images one by one, and why.
+OTHERS = {
+    "Influence": "fitted on a training set", "retrain": "of a training set", "tracin": "pairs of images",
+    "training_set_attack": "of a training set", "counterfactual": "on rows of any shape; its own tests",
+    "randomised": "yields models", "max_sensitivity": "takes an explainer first; its own tests",
+}
+
+
+def network(channels: int = 3, size: tuple[int, int] = (7, 9), dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A network whose stages have the names that methods look for; every weight is drawn from one seed."""
+    source = generator(4)
+    model = nn.Sequential()
+    model.add_module("block1", nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU()))
+    model.add_module("block2", nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU()))
+    model.add_module("block3", nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()))
+    model.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    model.add_module("flat", nn.Flatten())
+    model.add_module("head", nn.Linear(6, CLASSES))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=source) * 1.5 / max(1, p[0].numel()) ** 0.5)
+    model.head.bias.data -= model(images(40, channels, size, torch.float32)).mean(0).detach()  # no class always wins
+    return model.to(dtype).eval()
+
+
+def images(
+    n: int = 11, channels: int = 3, size: tuple[int, int] = (7, 9), dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    return torch.rand(n, channels, *size, generator=generator(6), dtype=torch.float64).to(dtype)
+
+
+def found() -> dict[str, Callable]:
+    """The public functions of `PACKAGES` whose first two parameters are a model (or what predicts) and images."""
+    methods = {}
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isfunction(value) and name not in OTHERS:
+                first = [*inspect.signature(value).parameters][:2]
+                if first == ["model", "x"]:
+                    methods[name] = value
+    return methods
+
+
+METHODS = found()
+
+
+def arguments(name: str, model: nn.Module, x: Tensor, y: Tensor, **changed: Any) -> dict[str, Any]:
+    """What the method is called with, beside model and x."""
+    known: dict[str, Any] = {
+        "y": y, "eps": 0.1, "x_adv": (x + 0.05).clamp(0, 1), "guide": x.flip(2), "layers": ["block2"],
+        "T": Transformation.start("random", x.shape[1], 3, 4, generator(2)).to(x), "relevance": x.mean(1),
+        "detector": Energy(model), "target": (y + 1) % CLASSES,
+    }
+    parameters = inspect.signature(METHODS[name]).parameters
+    needed = {k: known[k] for k, p in parameters.items() if k in known and p.default is inspect.Parameter.empty}
+    if name in STEPS:
+        needed["steps"] = 4
+    return needed | CHEAP.get(name, {}) | changed
+
+
+def run(name: str, model: Any, x: Tensor, y: Tensor, **changed: Any) -> Any:
+    return METHODS[name](model, x, **arguments(name, getattr(model, "inner", model), x, y, **changed))
+
+
+def tensors(result: Any) -> list[Tensor]:
+    """The tensors of a result, which may be one, several, or those of a transformation."""
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, Transformation):
+        return [result.theta]
+    return [t for part in (result.values() if isinstance(result, dict) else result) for t in tensors(part)]
+
+
+def takes(name: str, *words: str) -> bool:
+    parameters = inspect.signature(METHODS[name]).parameters
+    hints = [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+    return all(word in parameters or (bool(hints) and word == "steps") for word in words)
