@@ -6,7 +6,6 @@ import functools
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 
 from kit.data.sets import Data, choose
 
@@ -17,6 +16,8 @@ CLASSES = tuple("0123456789")
 @functools.cache
 def _all() -> tuple[torch.Tensor, torch.Tensor]:
     """8 × 8 counts 0 to 16 → 24 × 24 in [0, 1], bilinear (bicubic would overshoot and be clipped), margin 2."""
+    from sklearn.datasets import load_digits
+
     raw = load_digits()
     x = torch.from_numpy(raw.images).float().unsqueeze(1) / 16
     x = F.interpolate(x, size=24, mode="bilinear", align_corners=False).clamp(0, 1)

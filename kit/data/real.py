@@ -1,15 +1,17 @@
-"""The real sets: where they are looked for, and how they are read.
+"""The real sets of equal images: where they are looked for, and how they are read.
 
 Under `KIT_DATA` (`~/.cache/kit/data` where it is unset), in this order: `<name>.npz` with uint8 arrays `x_train`,
 `y_train`, `x_test`, `y_test`; torchvision's own layout, there or in `<name>/`; a folder `<name>/` of class folders.
 Then torchvision downloads. `dev` is the last tenth of the training file, at most 5000 images, and `train` is the rest.
+
+Any other `<name>.npz` of that form is a set, too. Its classes are named by its array `classes`, where it has one. Its
+`dev` is a tenth of the training images, at most 5000, balanced over the classes; where an array of `GROUPS` says which
+images of a class belong together (frames of one track, pictures of one lesion), a group is not divided.
 """
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import re
 import socket
 import zipfile
 import zlib
@@ -18,10 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
-from PIL import Image
 
-from kit.data.sets import Data, MissingData, choose
+from kit.data import folders
+from kit.data.sets import Data, MissingData, choose, dev_size
 
 DIGITS = tuple("0123456789")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -33,8 +34,10 @@ FILES = {  # torchvision's layout: for each file of the set, one that is there w
     "svhn": {"train": "train_32x32.mat", "test": "test_32x32.mat"},
 }
 PUBLISHED = {"mnist": (60_000, 10_000), "cifar10": (50_000, 10_000), "svhn": (73_257, 26_032)}
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp"}
-ALIASES = {"train": ("train",), "dev": ("dev", "val", "valid", "validation"), "test": ("test",)}
+SPELLINGS = {"cifar10": {"plane": 0, "aeroplane": 0, "car": 1}}  # how others call the class folders
+GROUPS = ("group_train", "track_train", "lesion_train", "picture_train")
+UNREADABLE = (ValueError, EOFError, OSError, TypeError, zipfile.BadZipFile, zlib.error)
+ARRAYS = "the uint8 arrays x_train, y_train, x_test and y_test"
 
 
 def root() -> Path:
@@ -42,33 +45,26 @@ def root() -> Path:
     return Path(os.environ.get("KIT_DATA") or Path.home() / ".cache" / "kit" / "data").expanduser()
 
 
-def dev_size(n: int) -> int:
-    return min(5000, max(1, n // 10))
-
-
 def part(split: str, n: int) -> slice:
     """Which rows of the training or the test file a split is."""
     return {"train": slice(0, n - dev_size(n)), "dev": slice(n - dev_size(n), n), "test": slice(0, n)}[split]
 
 
-# --- sets of equal images: mnist, cifar10, svhn ---------------------------------------------------------------------
-
-
 def arrays(name: str, split: str, n: int | None, seed: int) -> Data:
+    """mnist, cifar10 or svhn, or the set of any `<name>.npz`."""
     half = "test" if split == "test" else "train"
-    npz, layout = root() / f"{name}.npz", _layout(name, half)
+    npz, where, classes = root() / f"{name}.npz", root() / name, CLASSES.get(name)
     if npz.is_file():
-        x, y = _from_npz(npz, half, name)
-    elif layout is not None:
-        x, y = _from_torchvision(name, half, layout)
-    elif (root() / name).is_dir() and _class_folders(_any_split(root() / name)):
-        return folder(root() / name, split, n, seed, grey=name == "mnist", classes=CLASSES[name])
+        x, y, rows, classes = _from_npz(npz, split, classes)
     else:
-        x, y = _download(name, half)
-    own = part(split, len(y))
-    x, y = x[own], y[own].astype(np.int64)
+        found = layout(name, half)
+        if found is None and folders.is_set(where):
+            return folders.folder(where, split, n, seed, None, name == "mnist", classes, SPELLINGS.get(name))
+        x, y = _from_torchvision(name, half, found) if found else _download(name, half)
+        rows = part(split, len(y))
+    x, y = x[rows], y[rows].astype(np.int64)
     rows = choose(y, n, seed, f"{name}/{split}")
-    return Data(_images(x[rows]), torch.from_numpy(y[rows]), CLASSES[name])
+    return Data(_images(x[rows]), torch.from_numpy(y[rows]), classes or ())
 
 
 def _images(x: np.ndarray) -> torch.Tensor:
@@ -78,29 +74,83 @@ def _images(x: np.ndarray) -> torch.Tensor:
     return t.float().div_(255)
 
 
-def _from_npz(path: Path, half: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+# --- <name>.npz -----------------------------------------------------------------------------------------------------
+
+
+def _from_npz(path: Path, split: str, classes: tuple[str, ...] | None):
+    """Images, labels, the rows of the split, and the names of the classes."""
+    half = "test" if split == "test" else "train"
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            x, y = file[f"x_{half}"], file[f"y_{half}"]
-    except (KeyError, ValueError, EOFError, OSError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read ({error}): it must hold the uint8 arrays x_train, y_train, x_test and "
-                         "y_test, saved by numpy.savez; replace it or delete it") from None
-    y = y.reshape(-1)
+            x, y = file[f"x_{half}"], file[f"y_{half}"].reshape(-1)
+            labels = np.concatenate([file[f"y_{h}"].reshape(-1) for h in ("train", "test")])
+            names = file["classes"].tolist() if classes is None and "classes" in file else None
+    except KeyError as error:
+        raise ValueError(f"{path} is no set of images ({error.args[0]}): it must hold {ARRAYS}") from None
+    except UNREADABLE as error:
+        raise ValueError(f"{path} cannot be read ({first_line(error)}): it must hold {ARRAYS}, saved by numpy.savez; "
+                         "replace it or delete it") from None
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
         raise ValueError(f"{path}: x_{half} is {x.dtype} {x.shape}; it must be uint8 (N, H, W) or (N, H, W, C)")
     if len(x) != len(y) or not len(x):
         raise ValueError(f"{path}: {len(x)} images and {len(y)} labels in its {half} half: one label each is needed")
-    if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= len(CLASSES[name]):
-        raise ValueError(f"{path}: y_{half} must hold whole numbers from 0 to {len(CLASSES[name]) - 1}")
-    return x, y
+    known = classes or names
+    last = len(known) - 1 if known else len(labels) - 1  # more classes than images are a mistake
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > last:
+        raise ValueError(f"{path}: y_train and y_test must hold whole numbers from 0 to {last}")
+    rows = part(split, len(y)) if split == "test" or classes else rows_of(path, split)
+    return x, y, rows, tuple(map(str, known or range(labels.max() + 1)))
 
 
-def _layout(name: str, half: str) -> Path | None:
+def rows_of(path: Path, split: str) -> np.ndarray:
+    """The rows of dev or of train among the training images. Those of one class and group stay together."""
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        y = file["y_train"].reshape(-1)
+        name = next((g for g in GROUPS if g in file), None)
+        group = file[name].reshape(-1) if name else None
+    if group is None:
+        return folders.held_out(y, split)
+    if len(group) != len(y):
+        raise ValueError(f"{path}: {name} must hold {len(y)} numbers, one for each training image, not {len(group)}")
+    first, member = np.unique(np.stack([y, group]), axis=1, return_index=True, return_inverse=True)[1:]
+    order = choose(y[first], len(first), seed=0)
+    size = np.bincount(member.reshape(-1))[order]
+    dev = order[: max(1, int((size.cumsum() <= dev_size(len(y))).sum()))]
+    inside = np.isin(member.reshape(-1), dev)
+    return np.flatnonzero(inside if split == "dev" else ~inside)
+
+
+def header(path: Path) -> tuple[dict[str, int], tuple[int, ...]] | None:
+    """The lengths of train and test, and the shape (C, H, W), from the arrays' headers; None for other files."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in ("x_train", "y_train", "x_test", "y_test"):
+                with archive.open(f"{name}.npy") as file:
+                    version = np.lib.format.read_magic(file)
+                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else (
+                        np.lib.format.read_array_header_2_0)
+                    shapes[name], _, kind = read(file)
+                    if name[0] == "x" and (kind != np.uint8 or len(shapes[name]) not in (3, 4)):
+                        return None
+            size = {half: shapes[f"y_{half}"][0] for half in ("train", "test")}
+    except (OSError, KeyError, ValueError, IndexError, zipfile.BadZipFile):
+        return None
+    x = shapes["x_test"]
+    return size, ((1, *x[1:]) if len(x) == 3 else (x[3], *x[1:3]))
+
+
+# --- torchvision's files --------------------------------------------------------------------------------------------
+
+
+def layout(name: str, half: str) -> Path | None:
     """The folder that torchvision would be given, where its files are there."""
     return next((r for r in (root(), root() / name) if (r / FILES[name][half]).is_file()), None)
 
 
 def _from_torchvision(name: str, half: str, where: Path) -> tuple[np.ndarray, np.ndarray]:
+    import torchvision
+
     try:
         if name == "svhn":
             return _svhn(where / FILES[name][half])
@@ -122,6 +172,8 @@ def _svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _download(name: str, half: str) -> tuple[np.ndarray, np.ndarray]:
+    import torchvision
+
     kinds = {"mnist": torchvision.datasets.MNIST, "cifar10": torchvision.datasets.CIFAR10}
     try:
         root().mkdir(parents=True, exist_ok=True)
@@ -154,156 +206,3 @@ def missing(name: str, why: str) -> str:
     return (f"no {name} under {root()}, and it could not be downloaded ({why}). Put there {name}.npz (uint8 arrays "
             f"x_train, y_train, x_test, y_test), or torchvision's files ({FILES[name]['train']}, …), or a folder "
             f"{name}/ of class folders; or set KIT_DATA to the folder that has them")
-
-
-# --- folders of class folders ---------------------------------------------------------------------------------------
-
-
-def _class_folders(where: Path) -> list[Path]:
-    """The sub-folders that hold pictures, sorted by name."""
-    if not where.is_dir():
-        return []
-    return sorted((d for d in where.iterdir() if d.is_dir() and next(_pictures(d), None)), key=lambda d: d.name)
-
-
-def _pictures(where: Path) -> Iterator[Path]:
-    return (p for p in where.iterdir() if p.suffix.lower() in PICTURES)
-
-
-def _any_split(where: Path) -> Path:
-    """The folder whose sub-folders are the classes: its own, or that of one of its splits."""
-    inside = [where / a for names in ALIASES.values() for a in names if _class_folders(where / a)]
-    return inside[0] if inside else where
-
-
-def _listed(where: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
-    classes = _class_folders(where)
-    files = [sorted(_pictures(d)) for d in classes]
-    y = np.repeat(np.arange(len(classes)), [len(f) for f in files])
-    return [p for f in files for p in f], y, tuple(d.name for d in classes)
-
-
-def _files(where: Path, split: str) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
-    """The pictures of one split, with their classes.
-
-    With `train`, `dev` (or `val`) and `test` inside, those. A `val` without `test` is the test split. A missing dev is
-    held out of train: a tenth, at most 5000. Without any of them: a tenth dev, a fifth test, the rest train.
-    """
-    have = {s: next((where / a for a in names if _class_folders(where / a)), None) for s, names in ALIASES.items()}
-    if have["test"] is None:
-        have["test"], have["dev"] = have["dev"], None
-    if not any(have.values()):
-        files, y, classes = _listed(where)
-        order = choose(y, len(y), seed=0)
-        dev, test = max(1, len(y) // 10), max(1, len(y) // 5)
-        rows = {"test": order[:test], "dev": order[test : test + dev], "train": order[test + dev :]}[split]
-    else:
-        source = have[split] or (have["train"] if split == "dev" else None)
-        if source is None:
-            raise MissingData(f"{where} has no {split} split: put class folders in {where / ALIASES[split][0]}")
-        files, y, classes = _listed(source)
-        names = [_listed_names(d) for d in have.values() if d]
-        if any(n != list(classes) for n in names):
-            raise ValueError(f"the splits of {where} do not have the same class folders, so that their labels would "
-                             "differ: make them the same")
-        order = np.arange(len(y))
-        if have["dev"] is None and split != "test":
-            order = choose(y, len(y), seed=0)
-            order = order[: dev_size(len(y))] if split == "dev" else order[dev_size(len(y)) :]
-        rows = order
-    rows = np.sort(rows)
-    return [files[i] for i in rows], y[rows], classes
-
-
-def _listed_names(where: Path) -> list[str]:
-    return [d.name for d in _class_folders(where)]
-
-
-def _decode(files: list[Path], size: int | None, grey: bool) -> torch.Tensor:
-    """Pictures → (N, C, H, W). With `size`: the short side to size · 256/224, then the centre size × size."""
-    out: list[np.ndarray] = []
-    for path in files:
-        try:
-            with Image.open(path) as picture:
-                image = picture.convert("L" if grey else "RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            why = first_line(error)
-            raise ValueError(f"{path} is not a picture that can be read ({why}): replace it or delete it") from None
-        if size is not None:
-            w, h = image.size
-            k = round(size * 256 / 224) / min(w, h)
-            image = image.resize((max(size, round(w * k)), max(size, round(h * k))), Image.Resampling.BILINEAR)
-            left, top = (image.width - size) // 2, (image.height - size) // 2
-            image = image.crop((left, top, left + size, top + size))
-        out.append(np.array(image))
-        if out[-1].shape != out[0].shape:
-            raise ValueError(f"{path} is {image.width}×{image.height} and {files[0]} is {out[0].shape[1]}×"
-                             f"{out[0].shape[0]}: give size=, and all are resized and cropped to it")
-    return _images(np.stack(out))
-
-
-def folder(
-    where: str | Path,
-    split: str = "test",
-    n: int | None = None,
-    seed: int = 0,
-    size: int | None = None,
-    grey: bool = False,
-    classes: tuple[str, ...] | None = None,
-) -> Data:
-    """Pictures in class folders; the labels are the sorted folders' numbers."""
-    where = Path(where).expanduser()
-    if not _class_folders(_any_split(where)):
-        raise MissingData(f"{where} is no folder of class folders: put pictures in {where / 'CLASS'}, one folder for "
-                          f"each class, or in {where / 'train' / 'CLASS'} and {where / 'test' / 'CLASS'}")
-    files, y, names = _files(where, split)
-    if classes is not None and len(names) != len(classes):
-        raise ValueError(f"{where} has {len(names)} class folders; {len(classes)} are expected: {', '.join(classes)}")
-    rows = choose(y, n, seed, f"{where.name}/{split}")
-    return Data(_decode([files[i] for i in rows], size, grey), torch.from_numpy(y[rows].copy()), classes or names)
-
-
-# --- ImageNet -------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def imagenet_classes() -> tuple[str, ...]:
-    return tuple(torchvision.models.SqueezeNet1_0_Weights.IMAGENET1K_V1.meta["categories"])
-
-
-def imagenet(split: str = "test", n: int | None = None, seed: int = 0, size: int = 224) -> Data:
-    """`test` is all of `val`; `dev` and `train` need `imagenet/train`. Only the n pictures asked for are decoded.
-
-    Labels are torchvision's 1000 class numbers: the rank of the wnid where all 1000 folders are there, else the number
-    at the end of the file's name (`<wnid>_<number>.jpg`).
-    """
-    inside = "val" if split == "test" else "train"
-    where = next((p for r in ("imagenet", "imagenet_sample") if _class_folders(p := root() / r / inside)), None)
-    if where is None:
-        sample = "" if split != "test" else (
-            f", or a sample of them as {root() / 'imagenet_sample' / 'val'}/<wnid>/<wnid>_<class number>.jpg")
-        raise MissingData(f"no ImageNet photographs for split={split!r}: put them in {root() / 'imagenet' / inside}/"
-                          f"<wnid>/{sample}; or set KIT_DATA to the folder that has them")
-    files, y, wnids = _listed(where)
-    if len(wnids) != 1000:
-        y = _numbered(where, files, y, wnids)
-    if split != "test":
-        order = choose(y, len(y), seed=0)
-        order = np.sort(order[: dev_size(len(y))] if split == "dev" else order[dev_size(len(y)) :])
-        files, y = [files[i] for i in order], y[order]
-    rows = choose(y, n, seed, f"imagenet/{split}")
-    return Data(_decode([files[i] for i in rows], size, False), torch.from_numpy(y[rows].copy()), imagenet_classes())
-
-
-def _numbered(where: Path, files: list[Path], y: np.ndarray, wnids: tuple[str, ...]) -> np.ndarray:
-    number = np.full(len(wnids), -1)
-    for path, k in zip(files, y, strict=True):
-        found = re.fullmatch(rf"{re.escape(wnids[k])}_(\d{{4}})", path.stem)
-        if not found or int(found[1]) > 999 or number[k] not in (-1, int(found[1])):
-            break
-        number[k] = int(found[1])
-    else:
-        if (np.diff(number) > 0).all():  # class numbers go by the sorted wnids
-            return number[y]
-    raise ValueError(f"{where} has {len(wnids)} of ImageNet's 1000 class folders, so that their order does not "
-                     "give the class numbers: name the files <wnid>_<class number, 4 digits>.jpg, or bring all 1000")

@@ -85,6 +85,11 @@ def choose(y: np.ndarray, n: int | None, seed: int, name: str = "this split") ->
     return shuffled[np.argsort(turn, kind="stable")][:n]
 
 
+def dev_size(n: int) -> int:
+    """How many of n training images are held out where a set brings no dev split."""
+    return min(5000, max(1, n // 10))
+
+
 def check_split(split: str) -> None:
     if split not in SPLITS:
         raise ValueError(f'split is "train", "dev" or "test", not {split!r}')
