@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kit.models.families import FAMILIES
+from kit.models.imagenet import PACKAGED
 from kit.models.registry import RECIPES, SHIPPED, Recipe, _manifest, build, entry, load, names, save, user_folder
 from kit.models.training import fit, train
 
@@ -14,7 +15,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Listing:
-    """One row of `listing()`; status is "shipped", "trained here", "recipe only" or "torchvision"."""
+    """One row of `listing()`; status is "shipped", "trained here", "recipe only", "in a package" or "torchvision"."""
 
     name: str
     family: str
@@ -38,5 +39,7 @@ def listing() -> list[Listing]:
         else:
             size = round(path.stat().st_size / 1000) if path.is_file() else None
             rows.append(Listing(name, recipe.family, found["parameters"], found["accuracy"], size, status))
+    for name, p in PACKAGED.items():
+        rows.append(Listing(f"imagenet/{name}", p.timm, None, None, None, "in a package"))
     rows.append(Listing("imagenet/<name>", "torchvision's classifiers", None, None, None, "torchvision"))
     return rows

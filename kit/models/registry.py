@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -17,19 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from kit.core import Normalize
 from kit.core import device as pick_device
-from kit.data.real import first_line, patience
 from kit.models.families import FAMILIES
+from kit.models.imagenet import imagenet
 from kit.models.purifiers import PURIFIERS
 
 SHIPPED = Path(__file__).parent / "weights"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's weights expect these
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,7 @@ RECIPES |= {
 
 
 def names() -> list[str]:
-    """Every network that has a recipe. `load` also takes `imagenet/<name>` for torchvision's classifiers."""
+    """Every network that has a recipe. `load` also takes `imagenet/<name>`: efficientnet_lite0, or torchvision's."""
     return list(RECIPES)
 
 
@@ -167,7 +163,7 @@ def load(name: str, device: str | torch.device | None = None) -> nn.Module:
     """
     where = torch.device("cpu") if device is None else pick_device(str(device))
     if name.startswith("imagenet/"):
-        return _torchvision(name.removeprefix("imagenet/")).eval().to(where)
+        return imagenet(name.removeprefix("imagenet/")).eval().to(where)
     model = build(name)
     folder, entry = _find(name)
     path = folder / entry["file"]
@@ -243,34 +239,3 @@ def _smallest(v: Tensor) -> Tensor:
 
 def _aside(path: Path) -> Path:
     return path.with_name(path.name + ".part")
-
-
-# --- torchvision's ImageNet classifiers -----------------------------------------------------------------------------
-
-
-def _torchvision(name: str) -> nn.Module:
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise ValueError(f"torchvision has no classifier {name!r}; it has {', '.join(known)}")
-    choice = torchvision.models.get_model_weights(name)
-    weights = getattr(choice, "IMAGENET1K_V1", choice.DEFAULT)  # the original weights, where there are several
-    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-    there = file.is_file()
-    try:
-        with patience(20):
-            state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # no network, no right to write, or a file that is cut short
-        if there:
-            raise ValueError(f"{file} cannot be read ({first_line(error)}): replace it or delete it") from None
-        why = first_line(error)
-        raise FileNotFoundError(f"no weights for imagenet/{name}, and they could not be downloaded ({why}): put "
-                                f"torchvision's {file.name} in {file.parent}, or set TORCH_HOME to the folder that "
-                                f"has hub/checkpoints/{file.name}") from None
-    # These two expect to undo the usual normalisation themselves when they carry torchvision's weights.
-    own = {"init_weights": False, "transform_input": True} if name in ("googlenet", "inception_v3") else {}
-    network = torchvision.models.get_model(name, weights=None, **own)
-    try:
-        network.load_state_dict(state)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise ValueError(f"{file} does not hold the weights of {name} ({first_line(error)}): replace it") from None
-    return nn.Sequential(OrderedDict(normalise=Normalize(IMAGENET_MEAN, IMAGENET_STD), network=network))

