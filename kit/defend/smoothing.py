@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import beta, binom, norm
 from torch import Tensor, nn
 
 from kit.core import accuracy, borrowed, check_images, chunk_size, laid_out
@@ -77,6 +76,8 @@ class Smoothed(nn.Module):
         The answer is another than g(x) with probability at most alpha, for each image (a two-sided binomial test of
         the two largest counts). Cost: n forward passes.
         """
+        from scipy.stats import binom
+
         top = self.counts(x, n, generator).topk(2, dim=1)
         first, second = top.values.cpu().double().unbind(1)
         p = (2 * binom.sf(first.numpy() - 1, (first + second).numpy(), 0.5)).clip(max=1)
@@ -92,6 +93,8 @@ class Smoothed(nn.Module):
         each image, class and radius hold with probability at least 1 − alpha. No radius exceeds `ceiling(n, alpha)`.
         Cost: n0 + n forward passes.
         """
+        from scipy.stats import norm
+
         source = generator or seeded()
         chosen = self.counts(x, n0, source).argmax(1)
         hits = self.counts(x, n, source).gather(1, chosen[:, None])[:, 0]
@@ -102,11 +105,15 @@ class Smoothed(nn.Module):
 
     def ceiling(self, n: int, alpha: float = 0.001) -> float:
         """The radius when all n copies agree, σ Φ⁻¹(α^(1/n)): what n can certify at most."""
+        from scipy.stats import norm
+
         return float(self.sigma * norm.ppf(alpha ** (1 / n)))
 
 
 def clopper_pearson(k: np.ndarray, n: int, alpha: float) -> np.ndarray:
     """The p with P(Binomial(n, p) ≥ k) = alpha, 0 for k = 0: a lower bound, wrong with probability at most alpha."""
+    from scipy.stats import beta
+
     return np.where(k > 0, beta.ppf(alpha, np.maximum(k, 1), n - k + 1), 0.0)
 
 

@@ -16,7 +16,6 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from sklearn.svm import OneClassSVM
 from torch import Tensor, nn
 
 from kit.core import borrowed, chunks, features, generator, laid_out, normal
@@ -94,6 +93,8 @@ class Bubbles(OneClassSVMs):
         return (phi - self.tensors["mean"]) @ self.tensors["axes"]
 
     def boundary(self, phi: Tensor) -> dict[str, Any]:
+        from sklearn.svm import OneClassSVM
+
         gamma = self.gamma / (phi.shape[1] * max(float(phi.var()), 1e-12))
         svm = OneClassSVM(nu=self.nu, gamma=gamma).fit(phi.cpu().numpy())
         return {"vectors": svm.support_vectors_, "alpha": svm.dual_coef_[0], "rho": -svm.intercept_[0], "gamma": gamma}
@@ -114,6 +115,8 @@ class Hyperplanes(OneClassSVMs):
         return phi / self.tensors["length"]
 
     def boundary(self, phi: Tensor) -> dict[str, Any]:
+        from sklearn.svm import OneClassSVM
+
         svm = OneClassSVM(kernel="linear", nu=self.nu).fit(phi.cpu().numpy())
         length = max(float((svm.coef_[0] ** 2).sum() ** 0.5), 1e-12)
         return {"w": svm.coef_[0] / length, "rho": -svm.intercept_[0] / length}

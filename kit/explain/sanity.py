@@ -7,7 +7,6 @@ Source: Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018.
 import copy
 from collections.abc import Iterator
 
-import scipy.stats
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,7 +67,9 @@ def rank_correlation(a: Tensor, b: Tensor, *, absolute: bool = True) -> Tensor:
     """
     if a.shape != b.shape or a.dim() != 3:
         raise ValueError(f"the two maps must have one shape (N, H, W), not {tuple(a.shape)} and {tuple(b.shape)}")
+    from scipy.stats import rankdata
+
     flat = ((m.abs() if absolute else m).detach().flatten(1).cpu().numpy() for m in (a, b))
-    ranks = [torch.from_numpy(scipy.stats.rankdata(m, axis=1)) for m in flat]
+    ranks = [torch.from_numpy(rankdata(m, axis=1)) for m in flat]
     u, v = (r - r.mean(1, keepdim=True) for r in ranks)
     return ((u * v).sum(1) / (u.norm(dim=1) * v.norm(dim=1)).clamp_min(1e-30)).float()
