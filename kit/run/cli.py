@@ -135,11 +135,30 @@ def _listing(title: str, found: Iterable[Any]) -> None:
     console.print(table)
 
 
+# One line a set on a screen of 80 columns, whatever its name.
+DATA_COLUMNS: dict[str, Any] = {
+    "name": {"max_width": 16}, "train/dev/test": {"max_width": 19}, "shape": {"max_width": 11}, "there": {},
+    "what": {"ratio": 1},
+}
+
+
 @data.command("list")
 def data_list() -> None:
     """The data sets and whether they are at hand."""
     with _mistakes():
-        _listing("data", import_module("kit.data").listing())
+        kit_data = import_module("kit.data")
+        rows = kit_data.listing()
+        table = Table(box=None, pad_edge=False, expand=True)
+        for heading, options in DATA_COLUMNS.items():
+            table.add_column(heading, no_wrap=True, **options)
+        for row in rows:
+            counts = ["?" if count is None else str(count) for count in row.splits.values()]
+            shape = "×".join(map(str, row.shape or ()))
+            there = "yes" if row.available else "no"
+            table.add_row(escape(row.name), "/".join(counts), shape, there, escape(row.what))
+        console.print(table)
+        console.print(f"Others are looked for in {escape(str(kit_data.real.root()))} (KIT_DATA).",
+                      soft_wrap=True)
 
 
 @models.command("list")

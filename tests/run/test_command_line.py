@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
+from kit.data import Listing
 from kit.run import cli
 from kit.run.files import UserError
 from kit.run.job import Result
@@ -101,13 +102,21 @@ def module(monkeypatch, name, **names):
 
 
 def test_listings(monkeypatch):
-    module(
-        monkeypatch, "kit.data", listing=lambda: [{"name": "digits", "there": True}, {"name": "svhn", "where": "[x]"}]
-    )
+    rows = [
+        Listing("digits", "ink [8×8]", {"train": 1100, "dev": None, "test": 400}, (1, 28, 28), "embedded", True),
+        Listing("a_name_that_is_far_too_long", "w" * 90, {"test": 10**9}, (3, 1000, 1000), "/" * 90, False),
+    ]
+    module(monkeypatch, "kit.data", listing=lambda: rows, real=SimpleNamespace(root=lambda: Path("[there]")))
+    monkeypatch.setattr(cli, "console", cli.Console(width=80))
     module(monkeypatch, "kit.models", listing=lambda: [{"name": "cnn", "accuracy": 0.98765, "epochs": None}])
     answer = call("data", "list")
     assert answer.exit_code == 0, answer.output
-    assert all(word in answer.output for word in ("digits", "svhn", "[x]", "where"))
+    _, digits, other, where = answer.output.splitlines()  # one line a set
+    assert all(word in digits for word in ("digits", "1100/?/400", "1×28×28", "yes", "ink [8×8]"))
+    assert all(word in other for word in ("a_name_that_is", "1000000000", "no", "www"))
+    assert max(map(len, answer.output.splitlines())) <= 80
+    assert "[there]" in where
+    monkeypatch.setattr(cli, "console", cli.Console(width=200))
     answer = call("models", "list")
     assert "0.9877" in answer.output
     assert "None" not in answer.output
