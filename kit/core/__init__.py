@@ -5,7 +5,8 @@ from kit.core.goal import Goal
 from kit.core.live import Live
 from kit.core.loop import Trace, adam, differentiate, gradient, leaf, optimise, steepest
 from kit.core.losses import cross_entropy, cw, dlr, margin
-from kit.core.model import Ensemble, Normalize, QueryCounter, asking, features, fold_batch_norm, smooth_relu
+from kit.core.model import Ensemble, Normalize, QueryCounter, asking
+from kit.core.network import features, fold_batch_norm, operations, relus, replace, smooth_relu
 from kit.core.oracles import ahead, diverse, gaussian, momentum, resized_and_padded, scaled, smoothed
 from kit.core.passes import accuracy, borrowed, chunk_size, chunks, fooled, laid_out, logits, per_image, take
 from kit.core.seeding import Draws, device, generator, normal, seed_everything, uniform
@@ -17,7 +18,8 @@ __all__ = [
     "Trace", "adam", "differentiate", "gradient", "leaf", "optimise", "steepest",
     "cross_entropy", "cw", "dlr", "margin",
     "ahead", "diverse", "gaussian", "momentum", "resized_and_padded", "scaled", "smoothed",
-    "Ensemble", "Normalize", "QueryCounter", "asking", "features", "fold_batch_norm", "smooth_relu",
+    "Ensemble", "Normalize", "QueryCounter", "asking",
+    "features", "fold_batch_norm", "operations", "relus", "replace", "smooth_relu",
     "accuracy", "borrowed", "chunk_size", "chunks", "fooled", "laid_out", "logits", "per_image", "take",
     "Draws", "device", "generator", "normal", "seed_everything", "uniform",
 ]

@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from kit.core import borrowed, chunks, features, generator, laid_out
+from kit.core import borrowed, chunks, features, generator, laid_out, replace
 from kit.detect.detector import Detector, by_class, rightly_classified
 
 
@@ -91,9 +91,9 @@ class KernelDensity(Detector):
 class BayesianUncertainty(Detector):
     """s(x) = (1/K) Σ_k Var_t p_k(x; t): how much the softmax varies over `passes` passes with dropout.
 
-    Dropout of the given rate is put on the outputs of `layers`, by hooks that are gone after the call, so that a
-    network trained without dropout can be asked too. A mask is drawn once per pass and shared by all images, so that
-    an image's score depends on that image alone. Cost: `passes` forward passes.
+    Dropout of the given rate is put on the outputs of `layers`, for the call alone, so that a network trained without
+    dropout can be asked too. A mask is drawn once per pass and shared by all images, so that an image's score depends
+    on that image alone. Cost: `passes` forward passes.
     """
 
     def __init__(self, model: nn.Module, layers: list[str], *, rate: float = 0.5, passes: int = 50, seed: int = 0):
@@ -107,19 +107,14 @@ class BayesianUncertainty(Detector):
         self.layers, self.rate, self.passes, self.seed = list(layers), rate, passes, seed
 
     def discrepancy(self, x: Tensor) -> Tensor:
-        modules, draws = dict(self.model.named_modules()), generator(self.seed)
+        draws = generator(self.seed)
 
-        def drop(module, inputs, output):
-            kept = torch.rand(output.shape[1:], generator=draws) >= self.rate
-            return output * kept.to(output) / (1 - self.rate)
+        def drop(h: Tensor) -> Tensor:
+            kept = torch.rand(h.shape[1:], generator=draws) >= self.rate
+            return h * kept.to(h) / (1 - self.rate)
 
-        hooks = [modules[name].register_forward_hook(drop) for name in self.layers]
-        try:
-            p = torch.stack([self.model(x).softmax(1) for _ in range(self.passes)])
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return p.var(0).mean(1)
+        with replace(self.model, dict.fromkeys(self.layers, drop)):
+            return torch.stack([self.model(x).softmax(1) for _ in range(self.passes)]).var(0).mean(1)
 
     def settings(self) -> dict[str, Any]:
         return {"layers": self.layers, "rate": self.rate, "passes": self.passes, "seed": self.seed}

@@ -6,24 +6,22 @@ A rule says what the share is. All shares of k but the bias's own are handed dow
 layer to layer: conservation. What the bias and the stabiliser ε take is lost to the pixels, as in the papers;
 `relevance_lost` says how much, layer by layer.
 
-The model runs once (`kit.explain.trace` notes the functions that it calls); then the relevance goes back over these
-notes. What has no rule raises a ValueError that names it; and, as relevance is plain arithmetic on activations, it can
+The model runs once (`kit.core.operations` lists the functions that it calls); then the relevance goes back over this
+list. What has no rule raises a ValueError that names it; and, as relevance is plain arithmetic on activations, it can
 be differentiated (create_graph).
 """
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kit.core import fold_batch_norm, per_image
+from kit.core import operations, per_image
+from kit.core.network import Operation, without_norms
+from kit.core.steps import ADDITIONS, Linear, tiny, weighted, where_positive
 from kit.explain.gradient import score
-from kit.explain.trace import AVERAGES, MOVES, Linear, Notes, pull, weighted
 
-Rule = Callable[[Linear, Tensor], Tensor]
-
-# On a CPU a torch.where or a bool mask costs as much as a convolution, and so does memory that was not used before.
-# So the arithmetic below has no masks, and works in place where a tensor is its own.
-TINY = 1e-30  # makes 0/0 zero
+Rule = Callable[[Linear, Tensor], Any]
 
 
 def epsilon(eps: float = 1e-6) -> Rule:
@@ -32,9 +30,10 @@ def epsilon(eps: float = 1e-6) -> Rule:
     ε is `eps` times the image's mean |z_k|, so that it means the same in every layer.
     """
 
-    def rule(step: Linear, R: Tensor) -> Tensor:
-        size = step.z.detach().abs().mean(tuple(range(1, step.z.dim())), keepdim=True)
-        return step.shared(R / torch.copysign(eps * size + TINY, step.z.detach()).add_(step.z))
+    def rule(step: Linear, R: Tensor) -> Any:
+        z = step.z.detach()
+        size = z.abs().mean(tuple(range(1, z.dim())), keepdim=True)
+        return step.shared(R / torch.copysign(eps * size + tiny(z), z).add_(step.z))
 
     return rule
 
@@ -49,15 +48,9 @@ def gamma(gamma: float = 0.25) -> Rule:
         raise ValueError(f"gamma must be zero or more, not {gamma}")
 
     def rule(step: Linear, R: Tensor) -> Tensor:
-        plus, minus = step.weight + gamma * step.weight.clamp(min=0), step.weight + gamma * step.weight.clamp(max=0)
-        z_plus = _part_up(step, plus, minus, None if step.bias is None else step.bias + gamma * step.bias.clamp(min=0))
-        R_plus = _where_positive(R, step.z)
-        R_minus = R - R_plus
-        if not _any(R_minus):  # a ReLU follows
-            return _part_down(step, R_plus.div_(z_plus.add_(TINY)), plus, minus)
-        z_minus = ((2 + gamma) * step.z).sub_(z_plus)  # z + γ z⁻, since z⁺ + z⁻ = z
-        found = _part_down(step, R_plus.div_(z_plus.add_(TINY)), plus, minus)
-        return found.add_(_part_down(step, R_minus.div_(z_minus.sub_(TINY)), minus, plus))
+        favoured, other = step.parts(1 + gamma, 1)
+        R_favoured = where_positive(R, step.z)
+        return step.hand_down((favoured, R_favoured), (other, R - R_favoured))
 
     return rule
 
@@ -69,18 +62,14 @@ def alpha_beta(alpha: float = 2.0, beta: float | None = None) -> Rule:
     the two hands all its relevance to that one, so that nothing is lost there.
     """
     beta = alpha - 1 if beta is None else beta
-    if alpha < 1 or abs(alpha - beta - 1) > 1e-6:
+    if not alpha >= 1 or not abs(alpha - beta - 1) <= 1e-6:
         raise ValueError(f"alpha − beta must be 1 with alpha ≥ 1, not {alpha} − {beta}")
 
     def rule(step: Linear, R: Tensor) -> Tensor:
-        plus, minus = step.weight.clamp(min=0), step.weight.clamp(max=0)
-        z_plus = _part_up(step, plus, minus, None if step.bias is None else step.bias.clamp(min=0))
-        z_minus = step.z - z_plus
-        R_plus = _where_positive(R, z_plus)
-        R_both = _where_positive(R_plus, -1e-5 * z_plus - z_minus)  # what is smaller is the rounding of two sums
-        R_minus = R - R_plus - beta * R_both
-        found = _part_down(step, R_plus.add_((alpha - 1) * R_both).div_(z_plus.add_(TINY)), plus, minus)
-        return found.add_(_part_down(step, R_minus.div_(z_minus.sub_(TINY)), minus, plus))
+        plus, minus = step.parts(1, 0)
+        R_plus = where_positive(R, plus.z)
+        R_both = where_positive(R_plus, -1e-5 * plus.z - minus.z)  # what is smaller is the rounding of two sums
+        return step.hand_down((plus, R_plus + beta * R_both), (minus, R - R_plus - beta * R_both))
 
     return rule
 
@@ -95,7 +84,7 @@ def flat() -> Rule:
 
     def rule(step: Linear, R: Tensor) -> Tensor:
         ones = torch.ones_like(step.weight)
-        return step.down(R / step.up(torch.ones_like(step.x), ones), ones)
+        return step.down(R / step.up(torch.ones_like(step.x), ones), ones)[0]
 
     return rule
 
@@ -108,44 +97,49 @@ def zbox() -> Rule:
     """
 
     def rule(step: Linear, R: Tensor) -> Tensor:
-        if step.box is None:
+        if step.range is None:
             raise ValueError('the z^B rule is for the first weighted layer, which sees the pixels: use it as "first"')
-        low, high = step.box
+        low, high = step.range
         plus, minus = step.weight.clamp(min=0), step.weight.clamp(max=0)
-        s = R / (step.z - (step.up(low, plus, step.bias) + step.up(high, minus))).add_(TINY)
-        if step.x.shape[1] == step.weight.shape[1]:  # in one go, since a convolution to few channels is slow
-            all_down, plus_down = step.down(s, torch.cat([step.weight, plus], 1)).chunk(2, 1)
-        else:  # grouped
-            all_down, plus_down = step.down(s, step.weight), step.down(s, plus)
+        s = R / (step.z - (step.up(low, plus, step.bias) + step.up(high, minus))).add_(tiny(R))
+        all_down, plus_down = step.down(s, step.weight, plus)
         return (step.x - high) * all_down + (high - low) * plus_down
 
     return rule
 
 
-def _any(R: Tensor) -> bool:
-    """Whether an entry is not zero."""
-    return bool(R.detach().amin() != 0) or bool(R.detach().amax() != 0)
+# What the book's networks and torchvision's plain and residual ones call, by the name of the function.
+ACTIVATIONS = {"relu", "relu6", "hardtanh", "leaky_relu", "tanh", "dropout", "contiguous", "clone", "to", "float"}
+MOVES = {
+    "flatten", "unflatten", "reshape", "view", "permute", "transpose", "movedim", "squeeze", "unsqueeze", "pad",
+    "getitem", "narrow", "select", "flip", "roll", "pixel_shuffle", "pixel_unshuffle",
+    "cat", "concat", "stack", "repeat", "expand", "tile", "max_pool2d", "adaptive_max_pool2d",
+}
+AVERAGES = {"avg_pool2d", "adaptive_avg_pool2d", "mean"}
+SHIFTS, SCALINGS = {"sub", "isub"}, {"mul", "rmul", "imul", "div", "truediv", "itruediv"}
+SUPPORTED = "convolution, linear, pooling, ReLU and its like, flatten, slicing, padding, addition, concatenation"
 
 
-def _where_positive(R: Tensor, z: Tensor) -> Tensor:
-    """R where z > 0, else 0."""
-    return torch.ops.aten.threshold_backward(R, z, 0)
+def pixel_ranges(x: Tensor, listed: list[Operation]) -> dict[int, tuple[Tensor, Tensor]]:
+    """The least and greatest values of what still are pixels, by id: 0 and 1, as normalisation and moves map them."""
+    ranges = {id(x): (torch.zeros_like(x[:1]), torch.ones_like(x[:1]))}
+    for op in listed:
+        if op.name in SHIFTS | ADDITIONS | SCALINGS | MOVES and op.alone and id(op.inputs[0]) in ranges:
+            ends = [op.of([end]) for end in ranges[id(op.inputs[0])]]
+            ranges[id(op.output)] = (torch.minimum(*ends), torch.maximum(*ends))
+    return ranges
 
 
-def _part_up(step: Linear, for_plus: Tensor, for_minus: Tensor, bias: Tensor | None) -> Tensor:
-    """W₊ x⁺ + W₋ x⁻ + b, the second only where an x is negative."""
-    if not step.signed:
-        return step.up(step.x, for_plus, bias)
-    return step.up(step.x.clamp(min=0), for_plus, bias) + step.up(step.x.clamp(max=0), for_minus)
-
-
-def _part_down(step: Linear, s: Tensor, for_plus: Tensor, for_minus: Tensor) -> Tensor:
-    """x⁺ W₊ᵀ s + x⁻ W₋ᵀ s; where nothing is to be handed down, nothing is computed."""
-    if not _any(s):
-        return torch.zeros_like(step.x)
-    if not step.signed:
-        return step.down(s, for_plus).mul_(step.x)
-    return step.down(s, for_plus).mul_(step.x.clamp(min=0)).add_(step.down(s, for_minus).mul_(step.x.clamp(max=0)))
+def check_rule(op: Operation, step: Linear | None, pixels: bool) -> None:
+    """Refuse an operation that relevance is not handed down through."""
+    fine = step is not None or isinstance(op.output, Tensor) and (
+        op.name in ACTIVATIONS | AVERAGES and op.alone
+        or op.name in MOVES and all(i.is_floating_point() for i in op.inputs)
+        or op.name in SCALINGS and op.alone and op.args[0] is op.inputs[0]
+        or op.name in SHIFTS | ADDITIONS and op.alone and pixels and op.kwargs.get("alpha", 1) == 1
+    )
+    if not fine:
+        raise ValueError(f"LRP has no rule for {op.name} as this model uses it; its rules: {SUPPORTED}")
 
 
 STANDARD: dict[str, Rule] = {"first": zbox(), "conv": gamma(0.25), "linear": epsilon(), "add": epsilon()}
@@ -157,24 +151,23 @@ class _Composite:
 
     def __init__(self, rules: Rules, model: nn.Module):
         self.rules = rules
-        self.names = {id(p): n.rpartition(".")[0] for n, p in model.named_parameters()}
         if isinstance(rules, Mapping):
-            layers = set(self.names.values())
+            layers = {n.rpartition(".")[0] for n, _ in model.named_parameters()}
             for key in rules:
                 if key not in STANDARD and not any(_begins(name, key) for name in layers):
                     known = ", ".join(sorted(layers))
                     raise ValueError(f"no weighted layer is called {key!r}: use first, conv, linear, add, or {known}")
 
-    def rule(self, kind: str, step: Linear) -> Rule:
+    def rule(self, step: Linear) -> Rule:
         if not isinstance(self.rules, Mapping):
             return self.rules
-        name = self.names.get(id(step.weight), "")
-        own = [key for key in self.rules if key not in STANDARD and _begins(name, key)]
+        named = step.kind != "add"  # an addition has no weights that a name could mean
+        own = [key for key in self.rules if key not in STANDARD and named and _begins(step.layer, key)]
         if own:
             return self.rules[max(own, key=len)]
-        if step.box is not None and "first" in self.rules:
+        if step.range is not None and "first" in self.rules:
             return self.rules["first"]
-        return self.rules.get(kind, epsilon())
+        return self.rules.get(step.kind, epsilon())
 
 
 def _begins(name: str, key: str) -> bool:
@@ -185,48 +178,51 @@ def _propagate(model, x, target, rules, create_graph, lost: dict[str, Tensor] | 
     """The relevance of x (N, C, H, W); in `lost`, what each weighted step took of it for its bias and ε, (N,)."""
     composite = _Composite(rules, model)
     with torch.set_grad_enabled(create_graph):
-        with Notes(x) as mode:
-            z = model(x)
+        z, listed = operations(model, x)
+        listed = without_norms(listed)
+        ranges, steps = pixel_ranges(x, listed), [weighted(op) for op in listed]
+        for op, step in zip(listed, steps, strict=True):
+            check_rule(op, step, id(op.inputs[0]) in ranges)
         top = score(z, target)
         target = z.detach().argmax(1) if target is None else target
         R = {id(z): torch.zeros_like(z).scatter(1, target[:, None], top[:, None])}
-        for note in reversed(mode.notes):
-            above = R.pop(id(note.output), None)
+        for op, step in zip(reversed(listed), reversed(steps), strict=True):
+            above = R.pop(id(op.output), None)
             if above is None:
                 continue
-            if found := weighted(note):
-                kind, step = found
-                step.box = None if kind == "add" else mode.box.get(id(note.inputs[0]))
-                below = composite.rule(kind, step)(step, above)
-                parts = list(below) if kind == "add" else [below]
+            inputs = op.inputs if step is None else step.inputs
+            if step is not None:
+                step.range = ranges.get(id(inputs[0])) if step.kind != "add" else None
+                below = composite.rule(step)(step, above)
+                parts = list(below) if step.kind == "add" else [below]
                 if lost is not None:
-                    name = composite.names.get(id(step.weight), f"addition {len(lost)}")
+                    name = step.layer if step.kind != "add" else f"addition {len(lost)}"
                     lost[name] = lost.get(name, 0) + _total(above) - sum(_total(part) for part in parts)
-            elif note.name in AVERAGES:
-                empty = (note.output == 0) & (above != 0)  # shared evenly, since there is nothing to weigh it by
-                parts = [note.inputs[0] * pull(note, above * ~empty / (note.output + TINY))[0]]
-                if bool(empty.any()):
-                    parts = [parts[0] + pull(note, above * empty)[0]]
-            elif note.name in MOVES:
-                parts = pull(note, above)
+            elif op.name in AVERAGES:
+                parts = [_averaged(op, above)]
+            elif op.name in MOVES:
+                parts = op.pulled(above)
             else:
                 parts = [above]
-            for i, part in zip(note.inputs, parts, strict=True):
+            for i, part in zip(inputs, parts, strict=True):
                 R[id(i)] = R[id(i)] + part if id(i) in R else part
     if id(x) not in R:
         raise ValueError("no relevance reached the images: the model's answer does not depend on them")
     return R[id(x)]
 
 
+def _averaged(op: Operation, R: Tensor) -> Tensor:
+    """Shared by what each input adds to an average; evenly where that is zero, with nothing to weigh it by."""
+    empty = (op.output == 0) & (R != 0)
+    below = op.inputs[0] * op.pulled(R * ~empty / (op.output + tiny(R)))[0]
+    return below + op.pulled(R * empty)[0] if bool(empty.any()) else below
+
+
 def _total(R: Tensor) -> Tensor:
     return R.flatten(1).sum(1)
 
 
-def _folded(model: nn.Module) -> nn.Module:
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
-    return fold_batch_norm(model) if any(isinstance(m, norms) for m in model.modules()) else model
-
-
+@per_image
 def lrp(
     model: nn.Module, x: Tensor, target: Tensor | None = None, *, rules: Rules = STANDARD, create_graph: bool = False,
 ) -> Tensor:
@@ -236,22 +232,18 @@ def lrp(
     or a composite: rules by "first" (the layer that sees the pixels), "conv", "linear", "add", or by the name of a
     layer or block, where the most exact one wins; what is not named gets ε. The default is z^B, γ, ε from the pixels
     up, and ε for additions. ReLU and its like hand relevance on, a max-pooling to the winner, average poolings by ε.
-    Batch norm is folded first.
+    Batch norm is folded into the layer before it.
 
     Conservation: Σ_pixels R = z_c − what biases and stabilisers took (see `relevance_lost`).
     Cost: one forward pass and one backward pass for ε; γ needs one more forward pass, and a second backward pass
-    through the layers that no ReLU follows, whose z_k have both signs. Raises ValueError for an operation without a
-    rule.
+    through the layers that no ReLU follows, whose z_k have both signs; and a pass of a single image, to compare.
+    Raises ValueError for an operation without a rule, and for what `kit.core.operations` refuses.
     Source: Bach et al., PLoS ONE 2015; Montavon et al., Layer-wise relevance propagation: an overview, 2019.
     """
-    return _lrp(_folded(model), x, target, rules=rules, create_graph=create_graph)
-
-
-@per_image
-def _lrp(model, x, target=None, *, rules, create_graph):
     return _propagate(model, x, target, rules, create_graph).sum(1)
 
 
+@per_image
 def relevance_lost(
     model: nn.Module, x: Tensor, target: Tensor | None = None, *, rules: Rules = STANDARD,
 ) -> dict[str, Tensor]:
@@ -259,11 +251,6 @@ def relevance_lost(
 
     Its sum over the layers and the sum of the pixels' relevance make the logit. Cost and errors as for `lrp`.
     """
-    return _lost(_folded(model), x, target, rules=rules)
-
-
-@per_image
-def _lost(model, x, target=None, *, rules):
     lost: dict[str, Tensor] = {}
     _propagate(model, x, target, rules, False, lost)
     return lost

@@ -45,7 +45,7 @@ def train(
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         trainer = imported(r.train or fit)
         model = trainer(r, data.x, data.y, device=where, seed=seed, progress=progress, **r.options)
-    model = fold_batch_norm(model.eval()).cpu()
+    model = fold_batch_norm(model.eval().cpu(), data.x[:2])
     if r.options.get("half"):  # stored so too: what is measured is what is loaded
         model = model.half().float()
     test = kit.data.load(r.data, "test")

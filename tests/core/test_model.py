@@ -74,9 +74,9 @@ def test_folding_keeps_the_function_and_removes_the_norms():
     model(torch.rand(16, 3, 8, 8) * 0.2)
     model.eval()
     x = torch.rand(5, 3, 8, 8)
-    folded = fold_batch_norm(model)
+    folded = fold_batch_norm(model, x)
     assert torch.allclose(folded(x), model(x), atol=1e-5)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     with pytest.raises(ValueError, match="cannot be folded"):
-        fold_batch_norm(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)))
+        fold_batch_norm(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)), x)

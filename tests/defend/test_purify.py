@@ -197,7 +197,7 @@ def test_an_untrained_denoiser_changes_nothing_and_folds(x):
     network = UNet().eval()
     torch.testing.assert_close(network(x), x)
     network = stirred(network)
-    folded = fold_batch_norm(network)
+    folded = fold_batch_norm(network, x)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     torch.testing.assert_close(folded(x), network(x), rtol=1e-4, atol=1e-4)
     bare = build("hgd/scenes")

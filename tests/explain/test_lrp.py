@@ -1,4 +1,7 @@
 """Each rule against the shares written out on dense matrices; whole networks against conservation and the gradient."""
+import copy
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +19,7 @@ from kit.explain import (
     zbox,
     zplus,
 )
+from kit.explain.lrp import STANDARD
 from kit.models.families import FAMILIES, Add, resnet
 
 CONSERVING = {
@@ -178,7 +182,7 @@ def test_what_is_lost_is_accounted_for(name):
     total = R.sum((1, 2)) + torch.stack(list(lost.values())).sum(0)
     assert torch.allclose(total, z, rtol=1e-6)
     assert not torch.allclose(R.sum((1, 2)), z, rtol=1e-2)  # the biases do take some
-    assert torch.allclose(R, lrp(fold_batch_norm(model), x))
+    assert torch.allclose(R, lrp(fold_batch_norm(model, x), x))
 
 
 def test_functional_models_and_in_place_operations_need_no_modules():
@@ -284,3 +288,134 @@ def test_contract():
     assert torch.allclose(R, lrp(model, x, logits(model, x).argmax(1)))
     assert not torch.allclose(R, lrp(model, x, (logits(model, x).argmax(1) + 1) % 5), atol=1e-4)
     assert all(p.grad is None for p in model.parameters())
+
+
+class Calls(nn.Module):
+    """Two layers and whatever `body` makes of them."""
+
+    def __init__(self, body, norm=None, channels=3):
+        super().__init__()
+        self.body, self.conv, self.linear = body, nn.Conv2d(channels, channels, 3, padding=1), nn.Linear(channels, 3)
+        self.norm = nn.Identity() if norm is None else norm
+
+    def forward(self, x):
+        return self.linear(self.body(self, x).mean((2, 3)))
+
+
+LINEAR_MOVES = {
+    "a grey image to three channels": (1, lambda m, x: m.conv(torch.cat([x, x, x], 1)).relu()),
+    "repeat and expand": (1, lambda m, x: m.conv(x.expand(-1, 3, -1, -1)).relu().repeat(1, 1, 2, 1)),
+    "strided slicing": (3, lambda m, x: m.conv(x[:, :, ::2, ::2]).relu()[:, :, 1:, :-1]),
+    "one channel, flipped": (3, lambda m, x: m.conv(torch.cat([x[:, :1], x.flip(3)[:, 1:]], 1)).relu()),
+    "stacked with itself": (3, lambda m, x: torch.stack([h := m.conv(x).relu(), h], 1).flatten(1, 2)[:, 1:4]),
+    "added to itself": (3, lambda m, x: (h := m.conv(x).relu()) + h),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR_MOVES)
+def test_what_only_moves_or_copies_hands_relevance_to_where_it_came_from(name):
+    """On a bias-free ReLU network LRP-0 is x · ∇z; and z⁺ conserves z."""
+    channels, body = LINEAR_MOVES[name]
+    model = bias_free(Calls(body)).double()
+    x = torch.rand(2, channels, 8, 8, dtype=torch.double, generator=generator(1))
+    target = torch.tensor([0, 2])
+    wanted = gradient_times_input(model, x, target)
+    assert wanted.abs().max() > 1e-3
+    assert torch.allclose(lrp(model, x, target, rules=epsilon(1e-12)), wanted, rtol=1e-5, atol=1e-9)
+    R = lrp(model, x, target, rules=zplus())
+    assert torch.allclose(R.sum((1, 2)), model(x).gather(1, target[:, None])[:, 0], rtol=1e-6)
+
+
+def test_a_convolution_and_its_norm_called_twice_are_two_steps():
+    """The same network with two copies of the layer: the same relevance."""
+    def twice(m, x):
+        return m.norm(m.conv(m.norm(m.conv(x)).relu())).relu()
+
+    def unrolled(m, x):
+        return m.norm.second(m.conv2(m.norm.first(m.conv(x)).relu())).relu()
+
+    torch.manual_seed(0)
+    one = Calls(twice, nn.BatchNorm2d(3)).double().eval()
+    one.norm.running_var.fill_(0.2), one.norm.running_mean.fill_(0.1)
+    other = Calls(unrolled, nn.ModuleDict({"first": one.norm, "second": one.norm})).double().eval()
+    other.load_state_dict(one.state_dict(), strict=False)
+    other.conv2, other.norm.first, other.norm.second = copy.deepcopy(one.conv), one.norm, copy.deepcopy(one.norm)
+    x = torch.rand(4, 3, 8, 8, dtype=torch.double, generator=generator(1))
+    R = lrp(one, x)
+    assert torch.allclose(R, lrp(other, x))
+    assert torch.allclose(R, lrp(fold_batch_norm(other, x), x))
+    with pytest.raises(ValueError, match="'norm' is used more than once"):
+        fold_batch_norm(one, x)
+
+
+def normed(m, x):
+    if x.shape[-1] < 4:
+        raise ValueError("too small")
+    return m.norm(m.conv(x)).relu()
+
+
+def test_norms_without_weights_and_branches_on_the_input():
+    torch.manual_seed(0)
+    plain = Calls(normed, nn.BatchNorm2d(3, affine=False)).double().eval()
+    plain.norm.running_var.fill_(0.3), plain.norm.running_mean.fill_(0.2)
+    with_weights = Calls(normed, nn.BatchNorm2d(3)).double().eval()
+    with_weights.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.rand(3, 3, 8, 8, dtype=torch.double, generator=generator(1))
+    R = lrp(plain, x)
+    assert torch.allclose(R, lrp(with_weights, x))
+    assert torch.allclose(R, lrp(fold_batch_norm(plain, x), x))
+    batch = Calls(normed, nn.BatchNorm2d(3, track_running_stats=False)).double().eval()
+    with pytest.raises(ValueError, match="'norm' cannot be folded: it uses the statistics of the batch"):
+        lrp(batch, x)
+
+
+def for_its_effect(m, x):
+    h = m.conv(x)
+    h.relu_()
+    return h
+
+
+def written_into(m, x):
+    h = m.conv(x)
+    h[:, 0] = 0
+    return h
+
+
+def past_the_list(m, x):
+    h = m.conv(x)
+    h.detach().mul_(2)
+    return h
+
+
+@pytest.mark.parametrize(("body", "message"), [
+    (for_its_effect, "other logits than its plain forward pass"), (written_into, "writes into a tensor"),
+    (past_the_list, "overwritten in place"), (lambda m, x: m.conv(x).data, "no rule for data"),
+])
+def test_what_cannot_be_followed_is_refused(body, message):
+    with pytest.raises(ValueError, match=message):
+        lrp(Calls(body).eval(), torch.rand(2, 3, 8, 8))
+
+
+def test_quantised_and_mixed_precision_networks_are_refused():
+    model, x = network("plain"), torch.rand(2, 3, 16, 16)
+    with torch.autocast("cpu"), pytest.raises(ValueError, match="without autocast"):
+        lrp(model, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        int8 = torch.ao.quantization.quantize_dynamic(network("plain"), {nn.Linear})
+    with pytest.raises(ValueError, match="no rule for linear_dynamic"):
+        lrp(int8, x)
+
+
+@pytest.mark.parametrize("rules", [zplus(), alpha_beta(2), gamma(), STANDARD])
+def test_the_map_is_differentiated_under_every_rule(rules):
+    torch.manual_seed(0)
+    model = Calls(lambda m, x: m.conv(x).tanh()).double().eval()
+    x = torch.rand(1, 3, 5, 5, dtype=torch.double, generator=generator(1)).mul(0.8).add(0.1).requires_grad_()
+    probe, direction = torch.randn(2, 1, 3, 5, 5, dtype=torch.double, generator=generator(2))
+    target, h = torch.tensor([1]), 1e-6
+    (g,) = torch.autograd.grad((lrp(model, x, target, rules=rules, create_graph=True) * probe[:, 0]).sum(), x)
+    up, down = (lrp(model, x.detach() + s * h * direction, target, rules=rules) for s in (1, -1))
+    slope = ((up - down) * probe[:, 0]).sum() / (2 * h)
+    assert torch.allclose((g * direction).sum(), slope, rtol=1e-4, atol=1e-7)
+    assert abs(float(slope)) > 1e-4

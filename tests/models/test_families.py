@@ -24,7 +24,7 @@ def test_folded_is_the_same_function(family):
     channels, size = (1, 28) if family in ("cnn7", "mlp") else (3, 32)
     model = stirred(FAMILIES[family](channels=channels, size=size, mean=(0.5,) * channels, std=(0.25,) * channels))
     x = torch.rand(4, channels, size, size, generator=torch.Generator().manual_seed(1))
-    folded = fold_batch_norm(model)
+    folded = fold_batch_norm(model, x)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-4)
     bare = FAMILIES[family](channels=channels, size=size, norm=False, mean=(0.5,) * channels, std=(0.25,) * channels)
