@@ -390,39 +390,56 @@ def _folded(layer: Operation, norm: Operation) -> Operation:
     if n.get("training") or n["running_var"] is None:
         raise ValueError(f"the batch norm {norm.layer!r} cannot be folded: it uses the statistics of the batch")
     a = layer.given("input", "weight", "bias")
-    mean, weight, bias = n["running_mean"], a["weight"].detach(), a.get("bias")
-    scale = (n["running_var"] + n.get("eps", 1e-5)).rsqrt()
-    scale = scale if n.get("weight") is None else scale * n["weight"].detach()
-    shift = (-mean if bias is None else bias.detach() - mean) * scale
-    shift = shift if n.get("bias") is None else shift + n["bias"].detach()
-    weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+    weight, bias = _into(a["weight"], a.get("bias"), n["running_mean"], n["running_var"] + n.get("eps", 1e-5),
+                         n.get("weight"), n.get("bias"))
     kwargs = {k: v for k, v in layer.kwargs.items() if k not in ("input", "weight", "bias")}
-    args = (a["input"], weight, shift, *layer.args[3:])
+    args = (a["input"], weight, bias, *layer.args[3:])
     return Operation(layer.name, layer.layer, layer.function, args, kwargs, layer.inputs, norm.output)
 
 
-def fold_batch_norm(model: nn.Module, x: Tensor) -> nn.Module:
+def _into(weight, bias, mean, variance, gain, shift) -> tuple[Tensor, Tensor]:
+    """The weight and bias of a layer with the batch norm (its output − mean)/√variance · gain + shift in them."""
+    scale = variance.rsqrt() if gain is None else variance.rsqrt() * gain
+    bias = (-mean if bias is None else bias - mean) * scale + (0 if shift is None else shift)
+    return (weight * scale.view(-1, *[1] * (weight.dim() - 1))).detach(), bias.detach()
+
+
+def fold_batch_norm(model: nn.Module, x: Tensor | None = None) -> nn.Module:
     """A copy in which every batch norm that follows a convolution or linear layer is folded into its weights.
 
-    In eval mode it computes the same function, which is checked on the images x. Raises ValueError where a batch norm
-    cannot be folded (another layer before it, or a layer that is used twice), by its name. Cost: three forward passes.
+    In eval mode it computes the same function; with images x that is checked (two forward passes of one of them).
+    Raises ValueError, by its name, for a batch norm that cannot be folded: another layer is before it, one of the two
+    is used more than once, or it has no running statistics; and for a model whose forward cannot be traced.
     """
     folded = copy.deepcopy(model).eval()
-    with torch.no_grad():
-        z, listed = operations(folded, x)
-        norms = [op for op in listed if op.name == "batch_norm"]
-        into = {id(op.output): op for op in without_norms(listed)}
-        for norm in norms:
-            op = into[id(norm.output)]
-            for name in (norm.layer, op.layer):
-                if sum(other.layer == name for other in listed) > 1:
-                    raise ValueError(f"the batch norm {norm.layer!r} cannot be folded: {name!r} is used more than once")
-            layer = folded.get_submodule(op.layer)
-            if not isinstance(layer, nn.Conv2d | nn.Linear) or not isinstance(
-                    folded.get_submodule(norm.layer), nn.modules.batchnorm._BatchNorm):
-                raise ValueError(f"the batch norm {norm.layer!r} cannot be folded: it or its convolution is no module")
-            layer.weight, layer.bias = nn.Parameter(op.args[1]), nn.Parameter(op.args[2])
-            parent, _, name = norm.layer.rpartition(".")
-            setattr(folded.get_submodule(parent), name, nn.Identity())
-        check_same(folded, x, z, "before its batch norms are folded") if norms else None
+    modules = layers_named(folded, [name for name, _ in folded.named_modules() if name])
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+    if not any(isinstance(m, norms) for m in modules.values()):
+        return folded
+    try:
+        nodes = list(torch.fx.symbolic_trace(folded).graph.nodes)
+    except Exception as error:
+        raise ValueError(f"batch norms cannot be folded in a model whose forward cannot be traced: {error}") from error
+    for node in nodes:
+        if node.op != "call_module" or not isinstance(norm := modules[node.target], norms):
+            continue
+        why, before = None, node.args[0] if node.args else node
+        layer = modules.get(before.target) if before.op == "call_module" else None
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or len(before.users) > 1:
+            why = "no convolution precedes it alone"
+        elif sum(str(n.target).startswith((f"{node.target}.", f"{before.target}.")) or n.target in (
+                node.target, before.target) for n in nodes) > 2:
+            why = f"it or {before.target!r} is used more than once"
+        elif norm.running_var is None:
+            why = "it uses the statistics of the batch"
+        if why or not isinstance(layer, nn.Conv2d | nn.Linear) or norm.running_var is None:
+            raise ValueError(f"the batch norm {node.target!r} cannot be folded: {why}")
+        weight, bias = _into(
+            layer.weight, layer.bias, norm.running_mean, norm.running_var + norm.eps, norm.weight, norm.bias)
+        layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+        parent, _, name = node.target.rpartition(".")
+        setattr(folded.get_submodule(parent), name, nn.Identity())
+    if x is not None:
+        with torch.no_grad():
+            check_same(folded, x[:1], copy.deepcopy(model).eval()(x[:1]), "before its batch norms are folded")
     return folded
