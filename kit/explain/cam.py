@@ -8,12 +8,17 @@ Both return (N, H, W): the map (h, w), resized bilinearly to the image. Shared a
     relu      keep only what speaks for the class (the map then has no sign)
     create_graph    keep the graph of the map to x, so that an attack can differentiate it
 """
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.core import features, per_image
+from kit.core.network import calls, gradient_at
 from kit.explain.gradient import score, variable
+
+NO_MAPS = "has no feature maps (N, K, h, w) of a convolution: explain it by gradients or LRP"
 
 
 @per_image
@@ -24,7 +29,8 @@ def cam(
     """Class activation map: R = Σ_k w_ck A_k, w the weights of the linear layer after the global average pooling.
 
     Without ReLU its mean over the places is z_c − b_c. Where the logits themselves are the pooled maps, R = A_c.
-    Cost: one forward pass. Raises ValueError for a model that does not end so (`grad_cam` explains it).
+    Cost: one forward pass, and one of a single image. Raises ValueError for a model that does not end so (`grad_cam`
+    explains it).
     Source: Zhou et al., Learning deep features for discriminative localization, CVPR 2016, equation 2.
     """
     with torch.set_grad_enabled(create_graph):
@@ -50,11 +56,11 @@ def grad_cam(
 
     With `counterfactual`, −α_k: the places whose absence would raise the score. On a model that ends in global average
     pooling over h·w places and a linear layer, it is 1/(h·w) times `cam`.
-    Cost: one forward pass, and one backward pass from the logits to the layer.
+    Cost: one forward pass, one backward pass from the logits to the layer, and a forward pass of a single image.
     Source: Selvaraju et al., Grad-CAM, ICCV 2017, equations 1 and 2; counterfactual: section 3.3.
     """
     z, A, *_ = _forward(model, variable(x, create_graph), layer)
-    (g,) = torch.autograd.grad(score(z, target).sum(), A, create_graph=create_graph)
+    g = gradient_at(score(z, target), A, create_graph=create_graph)
     alpha = -g.mean((2, 3)) if counterfactual else g.mean((2, 3))
     A = A if create_graph else A.detach()
     return _resized(torch.einsum("nk,nkhw->nhw", alpha, A), x, relu)
@@ -70,28 +76,37 @@ def _resized(R: Tensor, x: Tensor, relu: bool) -> Tensor:
 
 
 def _forward(model: nn.Module, x: Tensor, layer: str | None) -> tuple[Tensor, Tensor, nn.Linear | None, Tensor | None]:
-    """The logits, the feature maps of the layer, and the last linear layer with its input, from one forward pass."""
-    maps: list[Tensor] = []
-    linears: list[tuple[nn.Linear, Tensor]] = []
-    convolved = False
+    """The logits, the feature maps of the layer, and the last linear layer with its input."""
+    with torch.no_grad():
+        called = calls(model, x[:1])
+    layer = _last_maps(called) if layer is None else layer
+    names = [name for name, *_ in called]
+    linears = [n for n, module, _ in called if isinstance(module, nn.Linear) and n and names.count(n) == 1][-1:]
+    with features(model, [layer]) as maps, features(model, linears, inputs=True) as entered:
+        z = model(x)
+    A = maps[layer]
+    if A.dim() != 4:
+        raise ValueError(f"the layer {layer!r} {NO_MAPS}")
+    if _like(A.shape[1:3], x) and not _like(A.shape[2:], x):
+        raise ValueError(f"the maps of the layer {layer!r}, {tuple(A.shape)}, have their channels last: name a layer "
+                         "whose output is (N, K, h, w)")
+    if not linears:
+        return z, A, None, None
+    return z, A, cast(nn.Linear, model.get_submodule(linears[0])), entered[linears[0]]
 
-    def read(module, inputs, output):
-        nonlocal convolved
-        convolved = convolved or isinstance(module, nn.Conv2d)
-        if isinstance(module, nn.Linear):
-            linears[:] = [(module, inputs[0])]
-        if convolved and isinstance(output, Tensor) and output.dim() == 4 and output[0, 0].numel() > 1:
-            maps[:] = [output]
 
-    hooks = [m.register_forward_hook(read) for m in model.modules()]
-    try:
-        with features(model, [] if layer is None else [layer]) as named:
-            z = model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    A = named[layer] if layer is not None else maps[0] if maps else None
-    if A is None or A.dim() != 4:
-        what = "this model" if layer is None else f"the layer {layer!r}"
-        raise ValueError(f"{what} has no feature maps (N, K, h, w) of a convolution: explain it by gradients or LRP")
-    return z, A, *(linears[0] if linears else (None, None))
+def _last_maps(called: list[tuple[str, nn.Module, Any]]) -> str:
+    """The last layer that is called once and returns maps with places, after a convolution."""
+    first = next((i for i, (_, module, _) in enumerate(called) if isinstance(module, nn.Conv2d)), len(called))
+    names = [name for name, *_ in called]
+    for name, _, output in reversed(called[first:]):
+        if name and names.count(name) == 1 and isinstance(output, Tensor) and output.dim() == 4 and (
+                output[0, 0].numel() > 1):
+            return name
+    raise ValueError(f"this model {NO_MAPS}")
+
+
+def _like(places: torch.Size, x: Tensor) -> bool:
+    """Whether the places (h, w) cover the image: their ratio is the image's, to one place."""
+    (h, w), (height, width) = places, x.shape[2:]
+    return abs(h * width - w * height) <= max(height, width)

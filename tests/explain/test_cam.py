@@ -135,3 +135,49 @@ def test_create_graph_gives_the_derivative_of_the_map(explain):
     slope = ((up - down) * probe).sum() / (2 * h)
     assert float(slope.abs()) > 1e-4
     assert torch.allclose((g * direction).sum(), slope, rtol=1e-4)
+
+
+def test_maps_with_their_channels_last_are_refused(x):
+    class Permuted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.Linear(6, 5)
+
+        def forward(self, x):
+            return self.head(self.norm(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+    with pytest.raises(ValueError, match=r"'norm', \(6, 8, 8, 6\), have their channels last"):
+        grad_cam(Permuted().eval(), x)
+    assert grad_cam(Permuted().eval(), x, layer="conv").shape == (6, 32, 32)
+
+
+@pytest.mark.parametrize("explain", [cam, grad_cam])
+def test_an_in_place_relu_after_the_layer_changes_nothing(explain, x):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
+    plain, in_place = nn.Sequential(*layers), nn.Sequential(layers[0], nn.ReLU(inplace=True), *layers[2:])
+    options = {"layer": "0"} if explain is grad_cam else {}
+    R = explain(plain, x, relu=False, **options)
+    assert float(R.abs().max()) > 1e-3
+    assert torch.equal(R, explain(in_place, x, relu=False, **options))
+
+
+def test_the_last_maps_of_layers_called_twice_are_found(x):
+    """As in torchvision's residual blocks, whose one ReLU is called twice: the block's output is read."""
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (nn.Conv2d(3, 3, 3, padding=1) for _ in "ab")
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            out = self.b(self.relu(self.a(x)))
+            out += x
+            return self.relu(out)
+
+    torch.manual_seed(0)
+    blocks = nn.Sequential(Block(), Block())
+    model = nn.Sequential(blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4)).eval()
+    assert torch.equal(grad_cam(model, x), grad_cam(model, x, layer="0.1"))
+    with pytest.raises(ValueError, match="more than once"):
+        grad_cam(model, x, layer="0.1.relu")
