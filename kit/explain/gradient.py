@@ -10,14 +10,15 @@ Shared arguments:
 
 Each raises ValueError or TypeError for images, labels and models that make no sense.
 """
+import math
 import warnings
+from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from kit.core import MisleadingModel, check_images, chunk_size, laid_out, normal, per_image
+from kit.core import MisleadingModel, check_images, chunk_size, laid_out, normal, per_image, relus
+from kit.core.network import gradient_at
 
 PATH_STEPS = 50  # as in the published comparisons; Sundararajan et al. 2017, section 5: 20 to 300
 SAMPLES, SIGMA = 50, 0.15  # Smilkov et al. 2017, section 4: 10 to 20 % noise, little gain beyond 50 samples
@@ -36,7 +37,7 @@ def variable(x: Tensor, create_graph: bool) -> Tensor:
 
 def _gradient(model: nn.Module, v: Tensor, target: Tensor | None, create_graph: bool) -> Tensor:
     """∇_x z_c(x), (N, C, H, W); of the sum over images, since each score depends on its own image alone."""
-    return torch.autograd.grad(score(model(v), target).sum(), v, create_graph=create_graph)[0]
+    return gradient_at(score(model(v), target), v, create_graph=create_graph)
 
 
 @per_image
@@ -87,8 +88,9 @@ def smoothgrad(
     memory, unless create_graph. Source: Smilkov et al., SmoothGrad, 2017, section 3; squared: their appendix, and
     Hooker et al., A benchmark for interpretability methods, NeurIPS 2019.
     """
-    if samples < 1 or not sigma >= 0:
-        raise ValueError(f"samples must be 1 or more and sigma zero or more, not {samples} and {sigma}")
+    if not isinstance(samples, int) or samples < 1 or not 0 <= sigma < math.inf:
+        raise ValueError(
+            f"samples must be a whole number of 1 or more and sigma zero or more, not {samples} and {sigma}")
     check_images(x)
     noise = normal(x[:1].detach().expand(samples, *x.shape[1:]), generator, sigma)
     return _smoothgrad(model, x, target, noise=noise, squared=squared, create_graph=create_graph)
@@ -123,8 +125,8 @@ def integrated_gradients(
     Cost: `steps` forward and backward passes and two forward passes; never more than a chunk in memory, unless
     create_graph. Source: Sundararajan et al., Axiomatic attribution for deep networks, ICML 2017, equation 1.
     """
-    if steps < 2:
-        raise ValueError(f"steps must be 2 or more, not {steps}")
+    if not isinstance(steps, int) or steps < 2:
+        raise ValueError(f"steps must be a whole number of 2 or more, not {steps}")
     b = torch.as_tensor(baseline, dtype=x.dtype, device=x.device)
     if b.dim() not in (0, 4):
         raise ValueError(f"the baseline must be a number or images (1 or N, C, H, W), not {tuple(b.shape)}")
@@ -135,25 +137,36 @@ def integrated_gradients(
         target = z.detach().argmax(1) if target is None else target
         rise = score(z, target) - score(model(b), target)
     t = (torch.arange(steps, device=x.device, dtype=x.dtype) + 0.5) / steps
-    mean_g = mean_ag = torch.zeros_like(x)
-    mean_a = mean_aa = mean_abs = torch.zeros_like(rise)
-    for part in t.split(together(x)):
-        g = _gradients(model, b[:, None] + part.view(1, -1, 1, 1, 1) * path[:, None], target, create_graph)
-        a = torch.einsum("nkchw,nchw->nk", g, path)
-        mean_g, mean_ag = mean_g + g.sum(1) / steps, mean_ag + torch.einsum("nk,nkchw->nchw", a, g) / steps
-        mean_a, mean_aa = mean_a + a.sum(1) / steps, mean_aa + a.square().sum(1) / steps
-        mean_abs = mean_abs + a.detach().abs().sum(1) / steps
-    gap = rise - mean_a
-    if (coarse := int((gap.abs() > 0.1 * mean_abs).sum())) and not create_graph:
+    along = (_gradients(model, b[:, None] + part.view(1, -1, 1, 1, 1) * path[:, None], target, create_graph)
+             for part in t.split(together(x)))
+    mean_g, correction, gap, size = _regressed(along, path, rise, steps)
+    if (coarse := int((gap.abs() > 0.1 * size).sum())) and not create_graph:
         warnings.warn(
             f"{steps} steps are few for {coarse} of {len(x)} images: the sum of their gradients misses the change of "
             f"the score by up to {float(gap.abs().max()):.2g}, so that its pixels are uncertain; raise steps",
             MisleadingModel, stacklevel=3)
-    if not complete:
-        return (path * mean_g).sum(1)
+    return (path * (mean_g + correction if complete else mean_g)).sum(1)
+
+
+def _regressed(
+    along: Iterable[Tensor], path: Tensor, rise: Tensor, steps: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The mean of the gradients g along the path, given in parts (N, k, C, H, W); what regression on a = g·path adds:
+
+    cov(g, a)/var(a) · (rise − mean a); that gap rise − mean a; and the mean of |a|. One part is held at a time.
+    """
+    mean_g = mean_ag = torch.zeros_like(path)
+    mean_a = mean_aa = size = torch.zeros_like(rise)
+    for g in along:
+        a = torch.einsum("nkchw,nchw->nk", g, path)
+        mean_g, mean_ag = mean_g + g.sum(1) / steps, mean_ag + torch.einsum("nk,nkchw->nchw", a, g) / steps
+        mean_a, mean_aa = mean_a + a.sum(1) / steps, mean_aa + a.square().sum(1) / steps
+        size = size + a.detach().abs().sum(1) / steps
+    gap = rise - mean_a
     variance = torch.maximum(mean_aa - mean_a.square(), 1e-5 * mean_aa)  # below that it is rounding
-    weight = (gap / variance.clamp_min(1e-30)).view(-1, 1, 1, 1)
-    return (path * (mean_g + weight * (mean_ag - mean_a.view(-1, 1, 1, 1) * mean_g))).sum(1)
+    slope = gap / variance.clamp_min(torch.finfo(path.dtype).tiny)
+    covariance = mean_ag - mean_a.view(-1, 1, 1, 1) * mean_g
+    return mean_g, slope.view(-1, 1, 1, 1) * covariance, gap, size
 
 
 def together(x: Tensor) -> int:
@@ -168,30 +181,6 @@ def _gradients(model, points, target, create_graph):
     return _gradient(model, points, target.repeat_interleave(k), create_graph).unflatten(0, (n, k))
 
 
-class _GuidedReLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z):
-        ctx.save_for_backward(z)
-        return z.clamp(min=0)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (z,) = ctx.saved_tensors
-        return grad.clamp(min=0) * (z > 0)
-
-
-class _Guided(TorchFunctionMode):
-    """Inside, ReLUs let only positive gradients back; `.seen` counts them."""
-
-    seen = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (F.relu, torch.relu, F.relu_, torch.relu_, Tensor.relu, Tensor.relu_):
-            self.seen += 1
-            return _GuidedReLU.apply(args[0] if args else (kwargs or {})["input"])
-        return func(*args, **(kwargs or {}))
-
-
 @per_image
 def guided_backpropagation(
     model: nn.Module, x: Tensor, target: Tensor | None = None, *, create_graph: bool = False,
@@ -203,11 +192,11 @@ def guided_backpropagation(
     Source: Springenberg et al., Striving for simplicity, ICLR workshop 2015, section 3.4.
     """
     v = variable(x, create_graph)
-    with _Guided() as mode:
+    with relus(lambda g, z: g.clamp(min=0) * (z > 0)) as mode:
         z = model(v)
     if not mode.seen:
         raise ValueError("guided backpropagation changes the ReLUs of a model, and this model has none: use saliency")
-    return torch.autograd.grad(score(z, target).sum(), v, create_graph=create_graph)[0].abs().amax(1)
+    return gradient_at(score(z, target), v, create_graph=create_graph).abs().amax(1)
 
 
 @per_image

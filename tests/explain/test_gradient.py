@@ -227,3 +227,39 @@ def test_the_memory_of_integrated_gradients_is_flat_in_the_number_of_steps():
     few, many = (peak_memory(lambda k=k: integrated_gradients(model, x, steps=k)) for k in (64, 512))
     assert 0.5 < many < 1.02 * few  # MB; all steps at once would need eight times as much
     assert max(rows) <= 64
+
+
+class Detached(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    @torch.no_grad()
+    def forward(self, x):
+        return self.model(x)
+
+
+@pytest.mark.parametrize("explain", [
+    sensitivity, saliency, gradient_times_input, smoothgrad, integrated_gradients, guided_backpropagation])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_model_without_a_gradient_is_refused(explain):
+    """Run under no_grad, or with int8 layers: an error that says so, not a map of zeros."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    int8 = torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
+    x = torch.rand(2, 3, 4, 4, generator=generator(1))
+    assert explain(net, x).shape == (2, 4, 4)
+    for model in (Detached(net), int8):
+        with pytest.raises(ValueError, match="has no gradient"):
+            explain(model, x)
+    assert bool(occlusion(int8, x, size=2, stride=1).any())  # asks for answers alone
+
+
+def test_steps_and_samples_are_whole_numbers():
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval(), torch.rand(1, 3, 4, 4, generator=generator(1))
+    with pytest.raises(ValueError, match="samples must be a whole number"):
+        smoothgrad(net, x, samples=2.5)
+    with pytest.raises(ValueError, match="sigma zero or more"):
+        smoothgrad(net, x, sigma=float("nan"))
+    with pytest.raises(ValueError, match="steps must be a whole number"):
+        integrated_gradients(net, x, steps=2.5)
