@@ -16,7 +16,7 @@ is the truth they predict. Source: Koh and Liang, Understanding black-box predic
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.core import Linf, Trace, borrowed, check_images, check_labels, check_model, chunks, fooled, generator, laid_out
+from kit.core.solvers import conjugate_gradients
 from kit.explain.risk import Network, backward, inner, kept_of, owners_of, risk_of, squared
 
 LARGEST_HESSIAN = 12_000  # parameters; 12 000² numbers are 0.6 GB in float32
@@ -145,29 +146,17 @@ class Influence:
         return factor
 
     def _conjugate_gradients(self, v: Tensor, trace: Trace | None) -> Tensor:
-        h, r, p = torch.zeros_like(v), v, v
-        rr = r.square().sum(1)
-        goal = self.tol**2 * rr
-        for _ in range(self.steps):
-            todo = rr > goal
-            if not bool(todo.any()):
-                return h
-            Hp = self.hessian_product(p)
-            curvature = (p * Hp).sum(1)
-            if bool((curvature[todo] <= 0).any()):
-                low = float((curvature / p.square().sum(1))[todo].min())
-                raise ValueError(f"the Hessian has a direction of curvature {low:.2g}: train on to a minimum, "
-                                 f"or use damping above {self.damping + max(-low, 1e-6):.2g}")
-            alpha = torch.where(todo, rr / curvature.clamp_min(1e-30), 0)[:, None]
-            h, r = h + alpha * p, r - alpha * Hp
-            before, rr = rr, r.square().sum(1)
-            p = r + torch.where(todo, rr / before.clamp_min(1e-30), 0)[:, None] * p
-            if trace is not None:
-                trace.add(h.norm(dim=1), h)
-        if bool((rr <= goal).all()):
-            return h
-        raise RuntimeError(f"conjugate gradients left ‖Hh − v‖/‖v‖ at {float((rr / goal).max().sqrt()) * self.tol:.1e} "
-                           f"after {self.steps} steps: use more steps, a larger damping, or tol above that")
+        watch = None if trace is None else lambda h: trace.add(h.norm(dim=1), h)
+        h, left, curvature = conjugate_gradients(
+            self.hessian_product, v, tol=self.tol, steps=self.steps, watch=watch)
+        if float(curvature.min()) <= 0:
+            low = float(curvature.min())
+            raise ValueError(f"the Hessian has a direction of curvature {low:.2g}: train on to a minimum, "
+                             f"or use damping above {self.damping + max(-low, 1e-6):.2g}")
+        if not float(left.max()) <= self.tol * (1 + 1e-6):
+            raise RuntimeError(f"conjugate gradients left ‖Hh − v‖/‖v‖ at {float(left.max()):.1e} after {self.steps} "
+                               "steps: use more steps, a larger damping, or tol above that")
+        return h
 
     def _lissa(self, v: Tensor, trace: Trace | None) -> Tensor:
         source = self.generator or generator()
@@ -257,20 +246,9 @@ def _minimised(risk: Network, weight: Tensor, l2: float, tol: float, steps: int)
 
 def _newton_direction(curvature: Callable[[Tensor], Tensor], g: Tensor) -> Tensor:
     """H p = −g by conjugate gradients, more exactly the smaller g is; p so far where the curvature turns negative."""
-    p, r, d = torch.zeros_like(g), -g, -g
-    rr = r @ r
-    goal = float(rr) * min(0.25, float(g.norm()))
-    for step in range(250):
-        Hd = curvature(d)
-        bend = d @ Hd
-        if float(bend) <= 1e-12 * float(d @ d):
-            return p if step else -g
-        p, r = p + rr / bend * d, r - rr / bend * Hd
-        before, rr = rr, r @ r
-        if float(rr) <= goal:
-            break
-        d = r + rr / before * d
-    return p
+    tol = min(0.25, float(g.norm())) ** 0.5
+    p, *_ = conjugate_gradients(lambda d: curvature(d[0])[None], -g[None], tol=tol, steps=250, flat=1e-12)
+    return p[0] if bool(p.any()) else -g
 
 
 def training_set_attack(
@@ -331,29 +309,27 @@ def tracin(
     rates = [1.0] * len(models) if rates is None else list(rates)
     if len(rates) != len(models):
         raise ValueError(f"{len(models)} checkpoints need as many rates, not {len(rates)}")
-    total: Any = 0
-    for model, rate in zip(models, rates, strict=True):
-        check_images(x)
-        with borrowed(model, x):
-            classes = check_model(model, x)
-            check_labels(y, x, classes)
-            owners = owners_of(model, layers)
-            tests = None
-            if x_test is not None and y_test is not None:
-                check_images(x_test)
-                check_labels(y_test, x_test, classes, "y_test")
-                seen = [backward(model, owners, x_test[rows], y_test[rows]) for rows in chunks(x_test)]
-                tests = [[kept_of(m, a, d) for m, (a, d) in zip(owners.values(), part, strict=True)] for part in seen]
-            rows_of: list[Any] = []
+    return sum(rate * _products(model, x, y, x_test, y_test, layers) for model, rate in zip(models, rates, strict=True))
+
+
+def _products(model, x, y, x_test, y_test, layers) -> Any:
+    """⟨∇ℓ(z_test), ∇ℓ(z_i)⟩ (T, n) for one checkpoint, or ‖∇ℓ(z_i)‖² (n,) without test images."""
+    check_images(x)
+    with borrowed(model, x):
+        classes = check_model(model, x)
+        check_labels(y, x, classes)
+        owners = owners_of(model, layers)
+
+        def kept(x: Tensor, y: Tensor) -> Iterator[list[Any]]:
+            """For each chunk of images, what the products need of each layer."""
             for rows in chunks(x):
-                layer = zip(owners.values(), backward(model, owners, x[rows], y[rows]), strict=True)
-                mine = [(m, kept_of(m, a, d)) for m, (a, d) in layer]
-                if tests is None:
-                    rows_of.append(sum(squared(m, kept) for m, kept in mine))
-                else:
-                    blocks: list[Any] = [
-                        sum(inner(m, theirs, own) for theirs, (m, own) in zip(part, mine, strict=True))
-                        for part in tests]
-                    rows_of.append(torch.cat(blocks))
-            total = total + rate * torch.cat(rows_of, -1)
-    return total
+                seen = backward(model, owners, x[rows], y[rows])
+                yield [kept_of(module, a, delta) for module, (a, delta) in zip(owners.values(), seen, strict=True)]
+
+        if x_test is None or y_test is None:
+            return torch.cat([sum(map(squared, owners.values(), own)) for own in kept(x, y)])
+        check_images(x_test)
+        check_labels(y_test, x_test, classes, "y_test")
+        tests = list(kept(x_test, y_test))
+        return torch.cat([torch.cat([sum(map(inner, owners.values(), theirs, own)) for theirs in tests])
+                          for own in kept(x, y)], 1)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,17 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kit.core import chunks, laid_out
+from kit.core import chunks, features, laid_out
+from kit.core.network import at_layers, layers_named
 
 
 def owners_of(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Any]:
     """The layers that hold the parameters in question, by name."""
-    names = dict(model.named_modules())
-    missing = [name for name in layers or () if name not in names or not name]
-    if missing:
-        raise ValueError(f"the model has no layer {missing[0]!r}; it has {', '.join(n for n in names if n)}")
+    layers_named(model, layers or ())
     owners = {
-        name: module for name, module in names.items() if next(module.parameters(recurse=False), None) is not None
+        name: module for name, module in model.named_modules() if [*module.parameters(recurse=False)]
         and (layers is None or any(name == layer or name.startswith(layer + ".") for layer in layers))
     }
     for name, module in owners.items():
@@ -35,45 +32,42 @@ def owners_of(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Any]:
                              "use layers= to name linear, convolution (zero-padded by numbers) and batch-norm layers")
     if not owners:
         raise ValueError("these layers have no parameters: name others in layers=")
+    whose: dict[int, str] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            other = whose.setdefault(id(parameter), name)
+            if other != name and (name in owners or other in owners):
+                raise ValueError(f"the layers {other!r} and {name!r} share a parameter, so that neither has a gradient "
+                                 "of its own: use layers= to name others")
     return owners
-
-
-@contextmanager
-def _watched(model: nn.Module, owners: dict[str, Any]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """The input and output of each layer at each forward pass inside."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    in_place = any(getattr(module, "inplace", False) for module in model.modules())
-
-    def keep(name, inputs, output):
-        if not output.requires_grad:
-            output = output.detach().requires_grad_()
-        if in_place:
-            seen[name] = (inputs[0], output)
-            return output.clone()
-        seen[name] = (inputs[0], output)
-        return output
-
-    hooks = [module.register_forward_hook(lambda m, inputs, output, name=name: keep(name, inputs, output))
-             for name, module in owners.items()]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def backward(model, owners, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
     """For each layer its input a and the gradient δ of every image's own loss with respect to its output."""
-    with _watched(model, owners) as seen:
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name, a, output):
+        output = output if output.requires_grad else output.detach().requires_grad_()
+        if len(a) != len(x) or a.dtype != x.dtype or output.dtype != x.dtype:
+            raise ValueError(f"gradients of single images are not known for {name!r}, whose input is {tuple(a.shape)}, "
+                             f"{a.dtype}, for {len(x)} images, {x.dtype}: use layers= to name others, without autocast")
+        seen[name] = (a, output)
+        return output
+
+    with at_layers(model, list(owners), keep):
         loss = F.cross_entropy(model(laid_out(x)), y, reduction="sum")
-        deltas = torch.autograd.grad(loss, [seen[name][1] for name in owners])
+    deltas = torch.autograd.grad(loss, [seen[name][1] for name in owners], allow_unused=True)
+    for name, delta in zip(owners, deltas, strict=True):
+        if delta is None:
+            raise ValueError(f"the loss has no gradient at the layer {name!r}: use layers= to name others")
     return [(seen[name][0].detach(), delta) for name, delta in zip(owners, deltas, strict=True)]
 
 
 def _gradient(module: Any, a: Tensor, delta: Tensor) -> Tensor:
     """Every image's gradient of one layer's parameters (B, p), in their order, from its input and output gradient."""
-    if isinstance(module, nn.Linear):
-        weight = delta[:, :, None] * a[:, None, :]
+    if isinstance(module, nn.Linear):  # of single vectors, or of tokens (B, …, d)
+        a, delta = a.reshape(len(a), -1, a.shape[-1]), delta.reshape(len(a), -1, delta.shape[-1])
+        weight, delta = torch.einsum("blo,bli->boi", delta, a), delta.sum(1)
     elif isinstance(module, nn.Conv2d):
         weight = _of_filters(module, a, delta)
     elif isinstance(module, nn.BatchNorm2d):
@@ -104,19 +98,20 @@ def _of_filters(module: Any, a: Tensor, delta: Tensor) -> Tensor:
 
 
 def kept_of(module, a, delta):
-    return (a, delta) if isinstance(module, nn.Linear) else _gradient(module, a, delta)
+    """What products of gradients need: of a linear layer of single vectors its two factors, else the gradient."""
+    return (a, delta) if isinstance(module, nn.Linear) and a.dim() == 2 else _gradient(module, a, delta)
 
 
 def inner(module, kept, others) -> Any:
     """⟨∇ℓ, ∇ℓ'⟩ of one layer for all pairs (T, B)."""
-    if not isinstance(module, nn.Linear):
+    if isinstance(kept, Tensor):
         return kept @ others.T
     (a, d), (a_, d_) = kept, others
     return (a @ a_.T + (module.bias is not None)) * (d @ d_.T)
 
 
 def squared(module, kept) -> Any:
-    if not isinstance(module, nn.Linear):
+    if isinstance(kept, Tensor):
         return kept.square().sum(1)
     a, d = kept
     return (a.square().sum(1) + (module.bias is not None)) * d.square().sum(1)
@@ -212,13 +207,10 @@ class Head(Network):
         return next(iter(self.owners.values()))
 
     def inputs(self, x: Tensor) -> Tensor:
-        seen: dict[str, Tensor] = {}
-        hook = self.layer.register_forward_pre_hook(lambda module, inputs: seen.__setitem__("a", inputs[0]))
-        try:
+        (name,) = self.owners
+        with features(self.model, [name], inputs=True) as entered:
             self.model(x)
-        finally:
-            hook.remove()
-        a = seen["a"]
+        a = entered[name]
         return a if self.layer.bias is None else torch.cat([a, torch.ones_like(a[:, :1])], 1)
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -268,9 +260,9 @@ def risk_of(model: nn.Module, layers: Sequence[str] | None, x: Tensor, y: Tensor
     owners = owners_of(model, layers)
     module = next(iter(owners.values()))
     if len(owners) == 1 and isinstance(module, nn.Linear):
-        with _watched(model, owners) as seen, torch.no_grad():
+        with torch.no_grad(), features(model, owners, inputs=True) as entered, features(model, owners) as left:
             last = model(x[:1])
-        ((a, output),) = seen.values()
+        ((a,), (output,)) = entered.values(), left.values()
         if a.dim() == 2 and last.shape == output.shape and torch.equal(last, output):
             return Head(model, owners, x, y)
     return Network(model, owners, x, y)

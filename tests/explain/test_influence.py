@@ -254,3 +254,54 @@ def test_what_goes_wrong_is_said_with_what_to_change(digits, logistic, cnn):
         tracin(nn.Sequential(nn.Conv2d(1, 4, 3, padding="same"), nn.Flatten(), nn.Linear(256, 10)).double(), x, y)
     with pytest.raises(RuntimeError, match="training stopped"):
         retrain(untrained, x, y, l2=L2, steps=1)
+
+
+class Tokens(nn.Module):
+    """A linear layer on tokens (N, L, D), as in vision transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.f, self.h = nn.Conv2d(1, 4, 4, 4), nn.Linear(4, 4), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.h(self.f(self.c(x).flatten(2).transpose(1, 2)).tanh().mean(1))
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.d, self.h = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3, padding=1), nn.Linear(2, 10)
+
+    def forward(self, x):
+        return self.h(self.d(self.d(self.c(x)).relu()).relu().mean((2, 3)))
+
+
+def test_a_linear_layer_on_tokens_sums_over_them(digits):
+    x, y, _, _ = digits
+    torch.manual_seed(0)
+    model = Tokens().double().eval()
+    G = torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(
+        F.cross_entropy(model(x[i:i + 1]), y[i:i + 1]), list(model.parameters()))]) for i in range(6)])
+    assert torch.allclose(tracin(model, x[:6], y[:6], x[:2], y[:2]), G[:2] @ G.T)
+    assert torch.allclose(tracin(model, x[:6], y[:6]), G.square().sum(1))
+    influence = Influence(model, l2=1.0, damping=2.0, solver="exact").fit(x[:6], y[:6])
+    assert torch.allclose(influence.gradients(x[:6], y[:6]), G)
+    assert influence.score(x[:2], y[:2]).shape == (2, 6)
+
+
+def test_layers_whose_gradients_are_not_those_of_single_images_are_refused_by_name(digits):
+    x, y, _, _ = digits
+    x, y = x[:6], y[:6]
+    tied = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Linear(64, 10)).double()
+    tied[3].weight = tied[1].weight
+    rows = nn.Sequential(nn.Flatten(1, 2), nn.Flatten(0, 1), nn.Linear(8, 3), nn.Unflatten(0, (-1, 8)), nn.Flatten(),
+                         nn.Linear(24, 10)).double()
+    for model, message in ((Twice().double(), "'d' is called more than once"), (tied, "'1' and '3' share a parameter"),
+                           (rows, "not known for '2'")):
+        for call in (lambda m=model: tracin(m, x, y), lambda m=model: Influence(m, l2=1.0).fit(x, y).score(x, y)):
+            with pytest.raises(ValueError, match=message):
+                call()
+    with pytest.raises(ValueError, match="share a parameter"):
+        retrain(tied, x, y, l2=1.0)
+    assert tracin(tied, x, y, layers=["4"]).shape == (6,)  # the others may be as they like
+    assert tracin(Twice().double(), x, y, layers=["c", "h"]).shape == (6,)
