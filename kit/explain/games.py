@@ -9,6 +9,7 @@ images are flattened), or any function of a NumPy array, or of a list of texts, 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from kit.core import QueryCounter, borrowed, check_images, check_model, chunk_size
+
+# Characters of the scripts that put no spaces between words; a word of the others; both with the combining marks that
+# follow, which Python's \w leaves out: those of Latin, Cyrillic and Greek, of Indian scripts, of Thai and its like.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff" \
+            "\uf900-\ufaff\U00020000-\U0003ffff"
+_MARKS = "".join(c for c in map(chr, [*range(0x300, 0x370), *range(0x483, 0x488), *range(0x591, 0x1100),
+                                      *range(0x17b4, 0x17de), *range(0x3099, 0x309b)])
+                 if unicodedata.category(c).startswith("M"))
+WORD = re.compile(f"((?:[{_UNSPACED}](?<=\\w)[{_MARKS}]*)|(?:(?![{_UNSPACED}])\\w[{_MARKS}]*)+)")
 
 
 @dataclass(frozen=True)
@@ -97,8 +107,12 @@ def table_game(
 
 
 def text_game(predict: Any, text: str, target: int | None = None) -> Game:
-    """Players: the distinct words of a text. A hidden word is cut out wherever it stands. `predict` takes a list."""
-    parts = re.split(r"(\w+)", text)
+    """Players: the distinct words of a text. A hidden word is cut out wherever it stands. `predict` takes a list.
+
+    In scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character is a
+    player, with its combining marks, since where words end there is a question for a dictionary.
+    """
+    parts = WORD.split(text)
     words = tuple(dict.fromkeys(parts[1::2]))
     if not words:
         raise ValueError("the text holds no words")

@@ -300,3 +300,26 @@ def test_bad_input_is_refused_with_what_to_do(network, images):
         superpixels(images, "voronoi")
     with pytest.raises(ValueError, match="budget must lie"):
         sp_lime(torch.ones(2, 2), 3)
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("The film isn't good.", ("The", "film", "isn", "t", "good")),
+    ("这家餐厅差，很差", ("这", "家", "餐", "厅", "差", "很")),
+    ("カメラ2台 good", ("カ", "メ", "ラ", "2", "台", "good")),
+    ("อาหารดี", ("อ", "า", "ห", "ร", "ดี")),
+    ("यह फ़िल्म अच्छी है", ("यह", "फ़िल्म", "अच्छी", "है")),
+    ("좋은 영화", ("좋은", "영화")),
+    ("naïve cafe\u0301", ("naïve", "cafe\u0301")),
+])
+def test_words_and_where_there_are_no_spaces_characters(text, words):
+    game = text_game(lambda texts: [[len(t), 0.0] for t in texts], text)
+    assert game.pieces == words
+    shown = game.value(torch.ones(1, len(words), dtype=torch.bool))
+    assert float(shown) == len(text)
+
+
+def test_the_character_that_decides_gets_the_weight():
+    found = surrogate(text_game(lambda texts: [[0.1 + 0.8 * ("差" in t), 0.9 - 0.8 * ("差" in t)] for t in texts],
+                                "这家餐厅的服务非常差"), ridge=1e-8, samples=200)
+    assert found.game.pieces[int(found.weights.abs().argmax())] == "差"
+    assert float(found.weights.abs().max()) == pytest.approx(0.8, abs=0.02)
