@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kit.core import borrowed, check_images, check_labels, normal
+from kit.core import borrowed, check_images, check_labels, check_model, normal
 
 
 def counterfactual(
@@ -46,7 +46,8 @@ def counterfactual(
 
     Where no λ within `rounds` doublings does it, x itself is returned: look at the model's answer to what comes back.
     Cost: at most rounds · steps forward and backward passes and about as many forward ones, of those not yet done.
-    Raises ValueError for a confidence outside [0.5, 1), scales that are not positive, and x out of bounds.
+    Raises ValueError for a confidence outside [0.5, 1), scales that are not positive, x out of bounds, and a model that
+    returns probabilities.
     """
     x, image = x.detach(), x.dim() == 4
     if image:
@@ -79,8 +80,7 @@ def counterfactual(
     wish = math.log(confidence / (1 - confidence))
 
     with borrowed(model, x):
-        with torch.no_grad():
-            check_labels(target, x, model(x).shape[1], "target")
+        check_labels(target, x, check_model(model, x), "target")
 
         def log_odds(u: Tensor, rows: Tensor) -> Tensor:
             z = model((u * scales).flatten(0, 1).view(-1, *x.shape[1:]))

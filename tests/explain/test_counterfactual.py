@@ -188,3 +188,13 @@ def test_bad_input_is_refused_with_what_to_do(table, digits):
         counterfactual(model, x[:2], torch.tensor([0, 5]))
     with pytest.raises(ValueError, match="divide them by 255"):
         counterfactual(digits[0], 255 * digits[1][:1], target[:1])
+
+
+def test_a_model_of_probabilities_and_another_precision_are_refused(digits):
+    model, x, y = digits
+    target = (y[:2] + 1) % 10
+    assert bool((counterfactual(model, x[:2], target, confidence=0.9) != x[:2]).flatten(1).any(1).all())
+    with pytest.raises(ValueError, match="remove its softmax"):
+        counterfactual(nn.Sequential(model, nn.Softmax(1)), x[:2], target, confidence=0.9)
+    with pytest.raises(TypeError, match="float64"):
+        counterfactual(model, x[:2].double(), target)
