@@ -46,6 +46,9 @@ baseline: $(READY) ## Execute the notebooks and refresh their committed outputs 
 bench: $(READY) ## Time the methods against their unavoidable passes (BENCH=gradient for one family)
 	$(BIN)/python -m tests.bench $(BENCH)
 
+mutants: $(READY) ## Put faults into kit and into outputs, and list those that no test sees (MUTANTS="--n 200 --seed 1")
+	$(BIN)/python -m tests.mutants --outputs --jobs $(JOBS) $(MUTANTS)
+
 peers: $(READY) ## Install the other libraries that `make bench` measures beside ours
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[peers]'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps torchattacks==3.5.1
@@ -53,4 +56,4 @@ peers: $(READY) ## Install the other libraries that `make bench` measures beside
 clean: ## Remove what was built and run; keep the environment
 	rm -rf _build runs .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: book test lab baseline bench peers clean
+.PHONY: book test lab baseline bench mutants peers clean

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kit.report.intervals import _array
+from kit.report.plotted import watch
 
 WIDTH, DPI = 7.0, 100  # inches, and dots per inch: 700 px, the book's column
 # Okabe and Ito's colours ("Color Universal Design", 2008), dark and light in turn: neighbours differ in grey too.
@@ -62,6 +63,7 @@ def style() -> None:
         from matplotlib_inline.config import InlineBackend
 
         shell = get_ipython()
+        watch(shell)
         InlineBackend.instance(parent=shell).print_figure_kwargs = PRINT
         select_figure_formats(shell, {"png"}, **PRINT)
 

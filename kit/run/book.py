@@ -1,7 +1,7 @@
 """Building the book: pages and executed notebooks are laid out in one folder, and given to jupyter-book.
 
 The committed notebooks are left as they are. A page is built from this machine's own run of it (`runs/quick`) where
-there is one, and from the committed outputs otherwise.
+that run is of the chapter as it stands, and from the committed outputs otherwise.
 """
 from __future__ import annotations
 
@@ -13,13 +13,24 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from kit.run.files import ROOT, UserError, chapters
+from kit.run.files import ROOT, UserError, chapters, read, run_key, stamp, up_to_date
 
 PAGES = ("_config.yml", "_toc.yml", "book", "kit")  # kit, because pages include its source
 
 
 class BuildFailed(RuntimeError):
     """jupyter-book's warnings and errors, a line each."""
+
+
+def current(run: Path, notebook: Path) -> bool:
+    """Whether a run under the quick profile is of the notebook, of `kit` and of all else as they are now."""
+    try:
+        nb, copy = read(notebook), read(run)
+    except UserError:
+        return False
+    note = stamp(copy)
+    given = [{"profile": "quick", "device": device, "seed": note.get("seed")} for device in ("auto", "cpu", "cuda")]
+    return any(up_to_date(copy, run_key(nb, g, prose=True, path=notebook), prose=True) for g in given)
 
 
 def _wanted(root: Path, runs: Path | None) -> Iterator[tuple[Path, Path]]:
@@ -31,8 +42,8 @@ def _wanted(root: Path, runs: Path | None) -> Iterator[tuple[Path, Path]]:
                 yield path, path.relative_to(root)
     for notebook in chapters(root):
         place = notebook.relative_to(root)
-        fresh = runs / place if runs else None
-        yield (fresh if fresh is not None and fresh.is_file() else notebook), place
+        run = runs / place if runs else None
+        yield (run if run is not None and run.is_file() and current(run, notebook) else notebook), place
 
 
 def stage(source: Path, root: Path = ROOT, runs: Path | None = None) -> None:

@@ -50,7 +50,8 @@ def _short(path: Path) -> str:
 def _line(result: Result) -> None:
     """One line per finished notebook, for logs where no progress bar moves."""
     if not console.is_terminal and result.status != "up to date":
-        console.print(f"{result.status}: {escape(_short(result.notebook))} {result.seconds:.1f} s", soft_wrap=True)
+        took = f"{result.seconds:.1f} s" + (f" ({result.cpu:.1f} s of CPU)" if result.cpu else "")
+        console.print(f"{result.status}: {escape(_short(result.notebook))} {took}", soft_wrap=True)
 
 
 def _summary(results: list[Result]) -> None:
@@ -66,14 +67,15 @@ def _summary(results: list[Result]) -> None:
             console.print(f"[red]{escape(result.error)}[/red]", soft_wrap=True)
         if result.output != result.notebook and result.output.exists():
             console.print(f"What it did until then: {escape(_short(result.output))}", soft_wrap=True)
-    table = Table("notebook", "seconds", "peak memory", "device", "status")
-    for column in (1, 2):
+    table = Table("notebook", "seconds", "CPU seconds", "peak memory", "device", "status")
+    for column in (1, 2, 3):
         table.columns[column].justify = "right"
     for result in results:
         style = STYLE.get(result.status, "red")
         table.add_row(
             escape(_short(result.notebook)),
             f"{result.seconds:.1f}" if result.seconds else "",
+            f"{result.cpu:.1f}" if result.cpu else "",
             f"{result.memory} MiB" if result.memory else "",
             escape(result.device),
             f"[{style}]{result.status}[/{style}]",

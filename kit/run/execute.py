@@ -1,8 +1,8 @@
 """One notebook in one process: `python -m kit.run.execute`, started by `kit.run.job`.
 
 The job is one line of JSON on stdin. Stdin then stays open as a lifeline: when the runner dies, however it dies, it
-closes, and this process ends with its kernel. Events go to stdout, one line of JSON each: `{"cell": 3, "of": 12, …}`
-as cells start, and last `{"status": …}`.
+closes, and this process ends with its kernel. Events go to stdout, one line of JSON each: `{"kernel": pid}`
+once, `{"cell": 3, "of": 12, …}` as cells start, and last `{"status": …}`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ast
 import errno
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -18,25 +19,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kit.run.files import VOLATILE, stamp
+from kit.run.files import VOLATILE, content_key, injected, stamp
 
 PROBE = "__import__('kit.run.probe', fromlist=['probe']).probe()"
 
 
+OUTPUT_LIMIT = 32_000_000  # characters that a cell may write; each message counts at least a thousand
+
+
 def _engine(emit: Callable[[dict[str, Any]], None], seen: dict[str, Any]) -> str:
     """Register a papermill engine whose kernel is this interpreter; `seen` receives the probe and the cell at work."""
-    import ipykernel.kernelspec
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
+    from nbclient.exceptions import CellExecutionError
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine, papermill_engines
     from traitlets import default
+
+    from kit.run.kernel import kernel_spec
 
     class Here(KernelSpecManager):
         """Any kernel name means this interpreter: an installed `python3` may point to another one."""
 
         def get_kernel_spec(self, kernel_name):
-            return KernelSpec(resource_dir="", **ipykernel.kernelspec.get_kernel_dict())
+            return KernelSpec(resource_dir="", **kernel_spec())
 
     class Kernel(AsyncKernelManager):
         @default("kernel_spec_manager")
@@ -44,15 +50,40 @@ def _engine(emit: Callable[[dict[str, Any]], None], seen: dict[str, Any]) -> str
             return Here(parent=self)
 
     class Client(PapermillNotebookClient):
+        async def async_start_new_kernel(self, **kwargs):
+            await super().async_start_new_kernel(**kwargs)
+            seen["pid"] = self.km.provisioner.pid
+            emit({"kernel": seen["pid"]})
+
         def execute_cell(self, cell, cell_index, *args, **kwargs):
             if cell.cell_type == "code":
-                seen["source"] = cell.source
+                seen["source"], seen["written"] = cell.source, 0
                 seen["count"] = seen.get("count", 0) + 1
                 cells = sum(c.cell_type == "code" for c in self.nb.cells)
                 emit({"cell": seen["count"], "of": cells, "source": cell.source})
-            return super().execute_cell(cell, cell_index, *args, **kwargs)
+            try:
+                done = super().execute_cell(cell, cell_index, *args, **kwargs)
+            except CellExecutionError as error:  # not where the cell is tagged raises-exception
+                seen["error"] = (f"{error.ename}: {error.evalue}", cell.source, _traceback(cell))
+                raise
+            finally:
+                if cell.cell_type == "code":
+                    cell.outputs = coalesce(cell.outputs)
+            return done
+
+        def process_message(self, msg, cell, cell_index):
+            """Keep an output, unless the cell has written more than it may: its kernel is then killed."""
+            if msg["msg_type"] in ("stream", "display_data", "execute_result", "update_display_data"):
+                seen["written"] = seen.get("written", 0) + max(1000, len(str(msg["content"])))
+                if seen["written"] > OUTPUT_LIMIT:
+                    if not seen.get("flood"):
+                        seen["flood"] = True
+                        os.kill(seen["pid"], signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+                    return None
+            return super().process_message(msg, cell, cell_index)
 
         def papermill_execute_cells(self):
+            seen["nb"] = self.nb
             super().papermill_execute_cells()
             reply = self.wait_for_reply(self.kc.execute("", silent=True, user_expressions={"probe": PROBE}))
             answer = reply["content"].get("user_expressions", {}).get("probe", {})
@@ -67,11 +98,44 @@ def _engine(emit: Callable[[dict[str, Any]], None], seen: dict[str, Any]) -> str
                 kernel_manager_class=Kernel,
                 kernel_name=kernel_name,
                 startup_timeout=start_timeout,
-                coalesce_streams=True,
             ).execute()
 
     papermill_engines.register("kit", Engine)
     return "kit"
+
+
+def coalesce(outputs: list[Any]) -> list[Any]:
+    """The outputs of a cell with all that went to one stream as one output, and stdout before stderr beside it.
+
+    What a carriage return overwrites is dropped. nbclient's own way takes time quadratic in the length of a line.
+    """
+    found: list[Any] = []
+    streams: dict[str, list[str]] = {}
+    for output in outputs:
+        if output.output_type != "stream":
+            found.append(output)
+        elif output.name in streams:
+            streams[output.name].append(output.text)
+        else:
+            streams[output.name] = [output.text]
+            found.append(output)
+    for i, output in enumerate(found):
+        if output.output_type == "stream":
+            output.text = "\n".join(map(_overwritten, "".join(streams[output.name]).split("\n")))
+            if i and output.name == "stdout" and found[i - 1].get("name") == "stderr":
+                found[i - 1], found[i] = output, found[i - 1]
+    return found
+
+
+def _overwritten(line: str) -> str:
+    text = line.rstrip("\r")
+    return text.rpartition("\r")[2] + line[len(text) :]
+
+
+def _traceback(cell: Any) -> str:
+    """What a failed cell shows of its failure; a magic writes it to stderr."""
+    errors = ["\n".join(o.traceback) for o in cell.outputs if o.output_type == "error"]
+    return "\n".join(errors or [o.text for o in cell.outputs if o.get("name") == "stderr"])
 
 
 def clean(original: Any, executed: Any, note: dict[str, Any]) -> Any:
@@ -86,9 +150,9 @@ def clean(original: Any, executed: Any, note: dict[str, Any]) -> Any:
 
     nb = copy.deepcopy(original)
     nb.nbformat_minor = max(5, nb.nbformat_minor)
-    runs = [c for c in executed.cells if c.cell_type == "code"]
-    injected = [c for c in runs if "injected-parameters" in c.metadata.get("tags", [])]
-    runs = [c for c in runs if c not in injected]
+    nb.cells = [c for c in nb.cells if not injected(c)]
+    given = [c for c in executed.cells if injected(c)]
+    runs = [c for c in executed.cells if c.cell_type == "code" and not injected(c)]
     for i, cell in enumerate(nb.cells):
         cell.setdefault("id", f"cell-{i}")
         cell.metadata.pop("papermill", None)
@@ -96,7 +160,7 @@ def clean(original: Any, executed: Any, note: dict[str, Any]) -> Any:
         if cell.cell_type == "code":
             run = runs.pop(0)
             cell.outputs, cell.execution_count = run.outputs, run.execution_count
-    for cell in injected:
+    for cell in given:
         at = next(i for i, c in enumerate(nb.cells) if "parameters" in c.metadata.get("tags", []))
         cell.id, cell.metadata = "injected-parameters", nbformat.from_dict({"tags": ["injected-parameters"]})
         nb.cells.insert(at + 1, cell)
@@ -110,6 +174,12 @@ def clean(original: Any, executed: Any, note: dict[str, Any]) -> Any:
         }
     )
     return nb
+
+
+def _may_fail(cell: Any) -> bool:
+    """Whether a cell did not fail, or may."""
+    errors = [o for o in cell.get("outputs", []) if o.output_type == "error"]
+    return not errors or "raises-exception" in cell.metadata.get("tags", [])
 
 
 def _stderr(nb: Any) -> tuple[str, str] | None:
@@ -158,6 +228,7 @@ def execute(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict
             "seconds": round(time.monotonic() - start, 1),
             "memory": seen.get("memory", 0),
             "device": seen.get("device", ""),
+            "cpu": seen.get("cpu", 0.0),
         }
 
     try:
@@ -184,8 +255,15 @@ def execute(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict
                 cwd=str(Path(job["notebook"]).parent),
             )
         except PapermillExecutionError as error:
-            return failed(f"{error.ename}: {error.evalue}", error.source, "\n".join(error.traceback))
+            if "error" in seen:
+                return failed(*seen["error"])
+            if not all(_may_fail(cell) for cell in seen["nb"].cells):
+                return failed(f"{error.ename}: {error.evalue}", error.source, "\n".join(error.traceback))
+            done = seen["nb"]  # papermill takes for a failure what the tag raises-exception allows
         except RuntimeError as error:  # nbclient: the kernel did not start, or died
+            if "flood" in seen:
+                limit = f"{OUTPUT_LIMIT // 1_000_000} MB"
+                return failed(f"the cell wrote more than {limit} of output: let it print less", seen["source"])
             if "source" in seen:
                 return failed("the kernel died, most often because memory ran out", seen["source"], str(error))
             return failed(f"the kernel did not start: {error}")
@@ -195,16 +273,18 @@ def execute(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict
             return failed("the notebook was edited while it ran, and is left as it is: run it again")
         seconds = round(time.monotonic() - start, 1)
         note = {**job["stamp"], "device": seen.get("device", "cpu"), "memory": seen.get("memory", 0)}
-        note["seconds"] = seconds
-        _write(clean(original, done, note), target, keep_same=job["in_place"])
+        note |= {"seconds": seconds, "cpu": seen.get("cpu", 0.0)}
+        final = clean(original, done, note)
+        final.metadata.kit.stamp.content = content_key(final, prose=not job["in_place"])
+        _write(final, target, keep_same=job["in_place"])
         partial.unlink(missing_ok=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return failed(f"the disk is full: free some space for {target.parent} and run again")
         return failed(f"{error.strerror}: {error.filename or target}")
     except Exception as error:
-        return failed(f"{type(error).__name__}: {error}")
-    return {"status": "ok", "seconds": seconds, "memory": note["memory"], "device": note["device"]}
+        return failed(f"{type(error).__name__}: {error}", seen.get("source", ""))
+    return {"status": "ok", "seconds": seconds} | {name: note[name] for name in ("memory", "device", "cpu")}
 
 
 def _end_with_the_runner() -> None:

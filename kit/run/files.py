@@ -1,6 +1,9 @@
 """Notebook files: reading, what identifies their content, the parameters cell, and the order of the book.
 
 Only the standard library and PyYAML, because a run with nothing to do must not wait for heavier imports.
+
+An executed notebook carries a stamp (`metadata.kit.stamp`). Its `key` is of all that the run depended on (`run_key`),
+its `content` of what the run left (`content_key`): a notebook whose two keys still hold is up to date.
 """
 
 from __future__ import annotations
@@ -9,7 +12,10 @@ import ast
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
+import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +25,7 @@ import kit
 PACKAGE = Path(kit.__file__).resolve().parent
 ROOT = PACKAGE.parent
 DEFAULTS: dict[str, Any] = {"profile": "quick", "device": "auto", "seed": 0}
-VOLATILE = ("seconds", "memory", "commit")  # the parts of a stamp that differ between two identical runs
+VOLATILE = ("seconds", "cpu", "memory", "commit")  # the parts of a stamp that differ between two identical runs
 
 
 class UserError(ValueError):
@@ -54,16 +60,34 @@ def tags(cell: dict[str, Any]) -> list[str]:
     return cell.get("metadata", {}).get("tags", [])
 
 
+def injected(cell: dict[str, Any]) -> bool:
+    """Whether a cell holds the parameters of one run, which papermill put there."""
+    return "injected-parameters" in tags(cell)
+
+
 def parameters(nb: dict[str, Any]) -> dict[str, Any] | None:
-    """What the cell tagged `parameters` assigns, or None where there is no such cell."""
+    """The constants that the cell tagged `parameters` assigns, or None where there is no such cell.
+
+    As in papermill an assignment may be annotated (`seed: int = 0`) and the cell may hold other statements. Raises
+    ValueError where one of `DEFAULTS` is not a constant, SyntaxError where the cell is not Python.
+    """
     for cell in nb["cells"]:
         if cell["cell_type"] == "code" and "parameters" in tags(cell):
-            return {
-                node.targets[0].id: ast.literal_eval(node.value)
-                for node in ast.parse(source(cell)).body
-                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-            }
+            return dict(_constants(ast.parse(source(cell))))
     return None
+
+
+def _constants(tree: ast.Module) -> Iterator[tuple[str, Any]]:
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if not isinstance(target, ast.Name) or not isinstance(node, ast.Assign | ast.AnnAssign) or not node.value:
+                continue
+            try:
+                yield target.id, ast.literal_eval(node.value)
+            except ValueError:
+                if target.id in DEFAULTS:
+                    raise
 
 
 def _sha256(value: Any) -> str:
@@ -72,13 +96,32 @@ def _sha256(value: Any) -> str:
 
 def code_key(nb: dict[str, Any]) -> str:
     """sha256 of what is executed: the code cells and their tags. Prose and outputs may change without changing it."""
-    cells = [c for c in nb["cells"] if c["cell_type"] == "code" and "injected-parameters" not in tags(c)]
+    cells = [c for c in nb["cells"] if c["cell_type"] == "code" and not injected(c)]
     return _sha256([[source(cell), tags(cell)] for cell in cells])
 
 
 def text_key(nb: dict[str, Any]) -> str:
     """sha256 of everything but outputs, execution counts and the notebook's own metadata."""
     return _sha256([[cell["cell_type"], source(cell), cell.get("metadata", {})] for cell in nb["cells"]])
+
+
+def content_key(nb: dict[str, Any], *, prose: bool) -> str:
+    """sha256 of what a run left: code, tags, execution counts and outputs; with `prose` also the text and metadata."""
+    cells = [cell for cell in nb["cells"] if prose or cell["cell_type"] == "code"]
+    return _sha256([
+        [source(cell), cell.get("metadata", {}) if prose else tags(cell), cell.get("execution_count"),
+         [_whole(output) for output in cell.get("outputs", [])]]
+        for cell in cells
+    ])  # fmt: skip
+
+
+def _whole(value: Any) -> Any:
+    """An output with every text as one string, which files store as one string or as a list of lines."""
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return "".join(value)
+    if isinstance(value, list):
+        return [_whole(v) for v in value]
+    return {k: _whole(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 @lru_cache(maxsize=1)
@@ -100,9 +143,56 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch, "kit": kit.__version__}
 
 
-def run_key(nb: dict[str, Any], given: dict[str, Any], *, prose: bool) -> str:
-    """sha256 of all that an executed notebook depends on; with `prose` also of the text it carries along."""
-    return _sha256([text_key(nb) if prose else code_key(nb), package_key(), given, versions()])
+@lru_cache(maxsize=1)
+def environment_key() -> str:
+    """sha256 of the lock, and of the installed version of each package that `kit` requires."""
+    found: dict[str, str] = {}
+    try:
+        required = importlib.metadata.requires("interpretable-adversarial-kit") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        required = []
+    for line in required:
+        name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+        if "extra ==" not in line:
+            try:
+                found[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                found[name] = "none"
+    lock = ROOT / "requirements.lock"
+    return _sha256([versions(), found, lock.read_text(encoding="utf-8") if lock.is_file() else ""])
+
+
+def weights_key() -> str:
+    """sha256 of the manifest of the networks that this user trained, which `kit.models.load` prefers to the shipped."""
+    folder = Path(os.environ.get("KIT_MODELS") or Path.home() / ".cache" / "kit" / "models").expanduser()
+    manifest = folder / "manifest.json"
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
+
+
+def read_beside(nb: dict[str, Any], path: Path, given: dict[str, Any]) -> dict[str, str]:
+    """sha256 of each file beside the notebook that its code names, by that name.
+
+    What the full profile measures and keeps (`<name>_measured.json`) is what a quick run shows; the full profile
+    writes it, and so does not depend on it.
+    """
+    measured = f"{path.stem}_measured.json"
+    code = "\n".join(source(cell) for cell in nb["cells"] if cell["cell_type"] == "code")
+    names = {measured, *re.findall(r"""["']([\w.\-/ ]+\.\w+)["']""", code)}
+    if given.get("profile") == "full":
+        names.remove(measured)
+    files = {name: path.parent / name for name in sorted(names)}
+    return {name: hashlib.sha256(f.read_bytes()).hexdigest() for name, f in files.items() if f.is_file()}
+
+
+def run_key(nb: dict[str, Any], given: dict[str, Any], *, prose: bool, path: Path | None = None) -> str:
+    """sha256 of all that an executed notebook depends on; with `prose` also of the text it carries along.
+
+    That is its code, `kit` and its weights, the user's own weights, the parameters, the lock and the installed
+    versions, and the files beside it (`path` is where it lies).
+    """
+    beside = read_beside(nb, path, given) if path is not None else {}
+    text = text_key(nb) if prose else code_key(nb)
+    return _sha256([text, package_key(), weights_key(), given, environment_key(), beside])
 
 
 def stamp(nb: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +203,12 @@ def stamp(nb: dict[str, Any]) -> dict[str, Any]:
 def executed(nb: dict[str, Any]) -> bool:
     """Whether every code cell has been run."""
     return all(c.get("execution_count") for c in nb["cells"] if c["cell_type"] == "code" and source(c).strip())
+
+
+def up_to_date(copy: dict[str, Any], key: str, *, prose: bool) -> bool:
+    """Whether an executed notebook is complete, was made under this key, and was not changed since."""
+    note = stamp(copy)
+    return executed(copy) and note.get("key") == key and note.get("content") == content_key(copy, prose=prose)
 
 
 def toc(root: Path = ROOT) -> list[str]:

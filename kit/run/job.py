@@ -9,17 +9,30 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kit.run.files import PACKAGE, ROOT, UserError, code_key, executed, parameters, read, run_key, stamp, versions
+from kit.run.files import (
+    PACKAGE,
+    ROOT,
+    UserError,
+    code_key,
+    injected,
+    parameters,
+    read,
+    run_key,
+    stamp,
+    up_to_date,
+    versions,
+)
 
 
 @dataclass
 class Result:
-    """What became of one notebook. `memory` is its kernel's peak resident memory in MiB."""
+    """What became of one notebook. `cpu` are its kernel's CPU seconds, `memory` its peak resident memory in MiB."""
 
     notebook: Path
     output: Path  # the executed notebook, or for a failure the partial one
@@ -30,6 +43,7 @@ class Result:
     error: str = ""
     cell: str = ""
     detail: str = ""
+    cpu: float = 0.0
 
     @property
     def good(self) -> bool:
@@ -46,6 +60,7 @@ class Job:
     up_to_date: bool = False
     earlier: dict[str, Any] = field(default_factory=dict)  # that run's stamp
     process: subprocess.Popen[str] | None = None
+    kernel: int | None = None  # its process
     started: float | None = None
     result: Result | None = None
     source: str = ""
@@ -68,11 +83,12 @@ class Job:
         return max(expected - elapsed, 1.0)
 
 
-def kernel_environment(threads: int, *, gpu: bool) -> dict[str, str]:
+def kernel_environment(threads: int, *, gpu: bool, shipped: bool = False) -> dict[str, str]:
     """The variables that a notebook's kernel needs so that its numbers do not depend on who starts it.
 
     The runner and the regressions share them: `kit` is importable, figures go into the notebook, each library computes
-    on `threads` threads, and with `gpu=False` no GPU is seen, because committed numbers are those of a CPU.
+    on `threads` threads. Committed numbers are those of a CPU and of the networks that come with `kit`: with
+    `gpu=False` no GPU is seen, with `shipped` none of the networks that this user trained.
     """
     path = os.environ.get("PYTHONPATH")
     variables = {
@@ -85,6 +101,8 @@ def kernel_environment(threads: int, *, gpu: bool) -> dict[str, str]:
         variables[f"{library}_NUM_THREADS"] = str(threads)
     if not gpu:
         variables["CUDA_VISIBLE_DEVICES"] = ""
+    if shipped:
+        variables["KIT_MODELS"] = os.devnull
     return variables
 
 
@@ -110,32 +128,40 @@ def relative(notebook: Path) -> Path:
     return Path(notebook.name)
 
 
+def beside(notebook: Path, kind: str) -> str:
+    """The name of a notebook's failed or partial output: `<name>.failed.ipynb`, unless a notebook is called that."""
+    while notebook.with_name(f"{notebook.stem}.{kind}.ipynb").exists():
+        kind += "_"
+    return f"{notebook.stem}.{kind}.ipynb"
+
+
 def prepare(notebook: Path, given: dict[str, Any], folder: Path, in_place: bool, force: bool) -> Job:
     nb = read(notebook)
     try:
         defaults = parameters(nb)
     except (SyntaxError, ValueError):
         raise UserError(f"the parameters cell of {notebook} must hold plain assignments of constants") from None
+    stale = any(injected(cell) for cell in nb["cells"])  # parameters of another run: these take their place
     if defaults is None or not set(given) <= set(defaults):
         raise UserError(f"{notebook} needs a code cell tagged `parameters` that sets profile, device and seed")
     place = relative(notebook)
     target = notebook if in_place else folder / place
     if not in_place and target.resolve() == notebook:
         raise UserError(f"the output of {notebook} would overwrite it: choose another output folder")
+    key = run_key(nb, given, prose=not in_place, path=notebook)
     earlier: dict[str, Any] = {}
-    complete = False
+    good = False
     if target.exists():
         try:
             previous = read(target)
-            earlier, complete = stamp(previous), executed(previous)
+            earlier, good = stamp(previous), up_to_date(previous, key, prose=not in_place)
         except UserError:  # a damaged output is simply made again
             pass
-    key = run_key(nb, given, prose=not in_place)
     request = {
         "notebook": str(notebook),
         "target": str(target),
-        "partial": str(folder / place.with_suffix(".partial.ipynb")),
-        "inject": given if given != {name: defaults[name] for name in given} else {},
+        "partial": str(folder / place.with_name(beside(notebook, "partial"))),
+        "inject": given if stale or given != {name: defaults[name] for name in given} else {},
         "in_place": in_place,
         "stamp": {
             **versions(),
@@ -149,28 +175,29 @@ def prepare(notebook: Path, given: dict[str, Any], folder: Path, in_place: bool,
     return Job(
         notebook=notebook,
         target=target,
-        failed=folder / place.with_suffix(".failed.ipynb"),
+        failed=folder / place.with_name(beside(notebook, "failed")),
         request=request,
         expected=earlier.get("seconds") or (stamp(nb).get("seconds") if given["profile"] == "quick" else None),
-        up_to_date=complete and earlier.get("key") == key and not force,
+        up_to_date=good and not force,
         earlier=earlier,
     )
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    """End a process and everything it has started."""
+def kill(job: Job) -> None:
+    """End a job's process and everything it has started, its kernel also where the process died before it."""
     import psutil
 
-    try:
-        tree = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return
-    process.kill()
-    for child in tree:
+    for pid, program in ((job.process and job.process.pid, "kit.run.execute"), (job.kernel, "ipykernel")):
         try:
-            child.kill()
-        except psutil.NoSuchProcess:
+            process = psutil.Process(pid or 0)
+            if not any(program in word for word in process.cmdline()):  # its number was given to another process
+                continue
+            tree = [process, *process.children(recursive=True)]
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
+        for one in tree:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
 
 
 def perform(job: Job, environment: dict[str, str], limit: float, stopping: threading.Event) -> Result:
@@ -192,13 +219,13 @@ def perform(job: Job, environment: dict[str, str], limit: float, stopping: threa
         )
         job.process = process
         if stopping.is_set():
-            kill(process)
+            kill(job)
         assert process.stdin is not None
         assert process.stdout is not None
 
         def expire() -> None:
             expired.set()
-            kill(process)
+            kill(job)
 
         timer = threading.Timer(limit, expire)
         timer.daemon = True
@@ -208,13 +235,14 @@ def perform(job: Job, environment: dict[str, str], limit: float, stopping: threa
             process.stdin.flush()
             for line in process.stdout:
                 last = json.loads(line)
+                job.kernel = last.get("kernel", job.kernel)
                 if "of" in last:
                     job.share, job.source = (last["cell"] - 1) / last["of"], last["source"]
         except (BrokenPipeError, json.JSONDecodeError):  # killed in the middle of a line
             last = {}
         finally:
             timer.cancel()
-            kill(process)
+            kill(job)
             process.wait()
             for pipe in (process.stdout, process.stdin):
                 pipe.close()
@@ -235,6 +263,6 @@ def perform(job: Job, environment: dict[str, str], limit: float, stopping: threa
         error = f"stopped after its time limit of {limit:g} s: raise it with --timeout"
         return Result(job.notebook, partial, "timed out", seconds, error=error, cell=job.source)
     if last.get("status") == "failed":
-        return Result(job.notebook, partial, **last)
+        return Result(job.notebook, partial, **last | {"detail": last["detail"] or ("" if last["cell"] else words)})
     error = "its process ended without a word, most often because memory ran out"
     return Result(job.notebook, partial, "failed", seconds, error=error, cell=job.source, detail=words)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -88,17 +89,23 @@ def _left(todo: list[Job], jobs: int) -> float:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let a polite kill or a closed terminal stop the run as Ctrl-C does."""
+    """Let a polite kill or a closed terminal stop the run as Ctrl-C does; a second one does not disturb the first."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), signal.default_int_handler) for name in names}
+    names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+    def stop(number: int, frame: Any) -> None:
+        for name in names:
+            signal.signal(name, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {name: signal.signal(name, stop) for name in names}
     try:
         yield
     finally:
         for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+            signal.signal(name, handler)
 
 
 def run(
@@ -119,8 +126,9 @@ def run(
 
     `paths` are notebooks or folders of them; none means every chapter in the order of the book. The executed copies
     go to `out` (default `runs/<profile>`), each moved into place when it is complete; of a failure the partial
-    notebook is kept there as `<name>.failed.ipynb`. An output that was made from the same notebook, the same `kit`,
-    the same parameters and the same versions is up to date and skipped unless `force`. `timeout` is in seconds and
+    notebook is kept there as `<name>.failed.ipynb`. An output is up to date, and skipped unless `force`, if all that it
+    depends on is the same (`kit.run.files.run_key`) and it was not changed since. A cell may write 32 MB; one that is
+    tagged `raises-exception` may fail. `timeout` is in seconds and
     per notebook (default 900 for quick, 86400 for full). Threads per notebook: cores // jobs.
 
     With `in_place` the notebooks' own outputs are refreshed, under the default parameters only: on one thread,
@@ -139,7 +147,7 @@ def run(
         if targets.count(job.target) > 1:
             raise UserError(f"two notebooks would both be written to {job.target}: run them one at a time")
         if job.up_to_date:
-            keep = {name: job.earlier[name] for name in ("seconds", "memory", "device") if job.earlier.get(name)}
+            keep = {name: job.earlier[name] for name in ("seconds", "cpu", "memory", "device") if job.earlier.get(name)}
             job.result = Result(job.notebook, job.target, "up to date", **keep)
             if finished:
                 finished(job.result)
@@ -173,7 +181,8 @@ def _run_all(
         transient=True,
     )
     with tempfile.TemporaryDirectory(prefix="kit-run-") as runtime, _terminable(), progress:
-        environment = {**os.environ, **kernel_environment(threads, gpu=gpu), "JUPYTER_RUNTIME_DIR": runtime}
+        variables = kernel_environment(threads, gpu=gpu, shipped=in_place)
+        environment = {**os.environ, **variables, "JUPYTER_RUNTIME_DIR": runtime}
         bar = progress.add_task("notebooks", total=len(todo), left="")
         warm_up()
 
@@ -187,8 +196,8 @@ def _run_all(
                 finished(job.result)
 
         with ThreadPoolExecutor(workers) as pool:
-            futures = [pool.submit(one, job) for job in todo]
             try:
+                futures = [pool.submit(one, job) for job in todo]
                 while wait(futures, timeout=0.5).not_done:
                     progress.update(
                         bar,
@@ -198,8 +207,7 @@ def _run_all(
             except KeyboardInterrupt:
                 stopping.set()
                 for job in todo:
-                    if job.process is not None:
-                        kill(job.process)
+                    kill(job)
                 raise
         for future in futures:
             future.result()

@@ -22,13 +22,11 @@ BUILD = [str(Path(sys.executable).with_name("jupyter-book")), "build", ".", "-W"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 
-# What a page loads by itself. A plain link (a href) is the reader's choice and may lead anywhere.
-LOADS = [
-    ("script", "src"), ("link", "href"), ("img", "src"), ("img", "srcset"), ("source", "src"), ("source", "srcset"),
-    ("iframe", "src"), ("embed", "src"), ("object", "data"), ("video", "src"), ("video", "poster"), ("audio", "src"),
-    ("track", "src"), ("input", "src"), ("use", "href"), ("use", "xlink:href"), ("image", "href"),
-    ("image", "xlink:href"),
-]  # fmt: skip
+# The attributes whose address no page loads by itself: a link (a href) is the reader's choice and may lead anywhere.
+NOT_LOADED = {("a", "href"), ("area", "href"), ("form", "action"), ("meta", "content"), ("blockquote", "cite"),
+              ("q", "cite")}  # fmt: skip
+# Attributes that hold text.
+PLAIN = re.compile(r"alt|title|content|class|id|name|rel|aria-.*|data-.*|xmlns.*")
 LINKS_NOT_LOADED = {"canonical", "license", "author", "next", "prev", "search", "index"}
 # Hosts that scripts may name: XML namespaces, and addresses in comments or printed for a developer.
 NAMED = {
@@ -37,32 +35,44 @@ NAMED = {
 }  # fmt: skip
 
 
+CALL = r"(?:fetch|import|importScripts|WebSocket|EventSource|sendBeacon|Worker|open\s*\(\s*['\"`]\w+['\"`]\s*,)"
+
+
 def foreign(address: str) -> bool:
-    return bool(re.match(r"\s*(https?:|wss?:|ftp:)?//", address))
+    return bool(re.match(r"\s*(https?:|wss?:|ftp:)?[\\/]{2}", address, re.I))
 
 
 def foreign_in_css(text: str) -> list[str]:
-    addresses = re.findall(r"url\(\s*['\"]?([^'\")]+)|@import\s+['\"]([^'\"]+)", text)
-    return [a or b for a, b in addresses if foreign(a or b)]
+    bare = re.sub(r"/\*.*?\*/", "", text, flags=re.S)  # without comments
+    found = re.findall(r"url\(\s*['\"]?([^'\")]+)|['\"]([^'\"]+)['\"]", bare, re.I)
+    return [a or b for a, b in found if foreign(a or b) and not any(f"//{host}/" in (a or b) for host in NAMED)]
 
 
 def foreign_in_script(text: str) -> list[str]:
-    return [host for host in re.findall(r"(?:https?:|wss?:|['\"`])//([\w-]+(?:\.[\w-]+)+)", text) if host not in NAMED]
+    hosts = re.findall(r"(?:https?:|wss?:|['\"`])[\\/]{2}([\w-]+(?:\.[\w-]+)+)", text, re.I)
+    asked = re.findall(CALL + r"\s*\(?\s*['\"`](?:https?:|wss?:)?[\\/]{2}([\w-]+(?:\.[\w-]+)+)", text, re.I)
+    return [host for host in hosts if host not in NAMED] + asked
 
 
 def foreign_in_html(text: str) -> list[str]:
     page, found = BeautifulSoup(text, "html.parser"), []
-    for tag, attribute in LOADS:
-        for element in page.find_all(tag, attrs={attribute: True}):
-            if tag == "link" and LINKS_NOT_LOADED & set(element.get("rel", [])):
-                continue
-            found += [address for address in re.split(r"[\s,]+", element[attribute]) if foreign(address)]
+    for element in page.find_all(True):
+        loaded = not (element.name == "link" and LINKS_NOT_LOADED & set(element.get("rel", [])))
+        for attribute, value in element.attrs.items():
+            if attribute == "style":
+                found += foreign_in_css(value)
+            elif attribute == "srcdoc":
+                found += foreign_in_html(value)
+            elif attribute.startswith("on"):
+                found += foreign_in_script(value)
+            elif loaded and (element.name, attribute) not in NOT_LOADED and not PLAIN.fullmatch(attribute):
+                words = value if isinstance(value, list) else re.split(r"[\s,]+", value)
+                found += [word for word in words if foreign(word)]
     for element in page.find_all("meta", attrs={"http-equiv": re.compile("refresh", re.I)}):
-        found += [a for a in re.findall(r"url=\s*(\S+)", element.get("content", ""), re.I) if foreign(a)]
+        addresses = re.findall(r"url\s*=\s*['\"]?\s*([^'\";\s]+)", element.get("content", ""), re.I)
+        found += [address for address in addresses if foreign(address)]
     for element in page.find_all("style"):
         found += foreign_in_css(element.get_text())
-    for element in page.find_all(style=True):
-        found += foreign_in_css(element["style"])
     for element in page.find_all("script", src=False):
         if element.get("type") != "application/vnd.jupyter.widget-state+json":
             found += foreign_in_script(element.get_text())
@@ -90,6 +100,39 @@ def test_the_check_finds_every_way_to_load_from_elsewhere():
     <a href="https://j.example/">a link</a></body></html>"""
     found = " ".join(foreign_in_html(planted))
     assert [letter for letter in "abcdefghij" if f"{letter}.example" in found] == list("abcdefghi")
+
+
+WAYS = [
+    "<base href='https://a.example/'>", "<img src='HTTPS://a.example/i.png'>", "<img src='\\\\a.example/i.png'>",
+    "<img src='x' onload=\"fetch('https://a.example/')\">", "<iframe srcdoc=\"<img src='https://a.example/i.png'>\"></iframe>",
+    "<style>p{background:image-set('https://a.example/i.png' 1x)}</style>",
+    "<style>p{background:URL(https://a.example/i.png)}</style>", "<svg><feImage href='https://a.example/i.png'/></svg>",
+    "<link rel=preload as=image imagesrcset='https://a.example/i.png 1x'>",
+    "<video poster='//a.example/i.png'></video>",
+    "<meta http-equiv=refresh content=\"0;url='https://a.example/'\">", "<a href='b' ping='https://a.example/'>c</a>",
+    "<script>fetch('https://github.com/x')</script>", "<script>r.open('GET', 'https://www.w3.org/x')</script>",
+    "<body background='https://a.example/i.png'>", "<style>@import \"//a.example/t.css\";</style>",
+    "<p style=\"background:url('//a.example/i.png')\"></p>", "<script>new WebSocket('wss://a.example')</script>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("html", WAYS)
+def test_no_way_to_ask_another_host_is_missed(html):
+    assert foreign_in_html(html)
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<a href='https://a.example/'>a link</a>", "<link rel=canonical href='https://a.example/'>",
+        "<img src='own.png' alt='as on https://a.example/'>", "<svg xmlns='http://www.w3.org/2000/svg'></svg>",
+        "<style>/* https://a.example/ */ p{background:url(\"data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>\")}"
+        "</style>", "<script>// see https://github.com/x\nfetch('own.json')</script>",
+        "<meta property='og:url' content='https://a.example/'>",
+    ],
+)  # fmt: skip
+def test_what_asks_no_host_is_let_through(html):
+    assert foreign_in_html(html) == []
 
 
 def test_no_page_loads_from_elsewhere(site):

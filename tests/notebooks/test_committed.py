@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -10,13 +11,29 @@ from typing import Any
 
 import pytest
 
+from kit.report.plotted import MIME as FIGURE
 from kit.report.scoreboard import page
-from kit.run.files import DEFAULTS, ROOT, chapters, code_key, parameters, source, stamp, tags, toc
+from kit.run.files import DEFAULTS, ROOT, chapters, code_key, content_key, parameters, source, stamp, tags, toc
+
+SPEC = importlib.util.spec_from_file_location("root_conftest", ROOT / "conftest.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+plugin = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(plugin)
+LOOSE = plugin.LOOSE
 
 LARGEST = 1_500_000  # bytes
+BUDGET = 30.0  # CPU seconds of a chapter under the quick profile, the start of its kernel included
+# The chapters that take longer, with the seconds that their stamp says; to be emptied.
+OVER_BUDGET: dict[str, float] = {}
+# An absolute path that is not one of the book's own pages, or anything under the usual folders of a machine.
 MACHINE = re.compile(
-    r"(?<![\w.:/])(?:/(?:home|Users|mnt|work|workspace)/\w|/(?:root|tmp)\b)|\b[A-Z]:\\+(?:Users|Windows)\b"
+    r"(?<![\w.:/<*)\\])/(?!(?:notebooks|book|kit|tests)/)[A-Za-z_][\w.-]*/[\w.-]*\w"
+    r"|(?<![\w.:/<])/(?:root|tmp|content|home|Users|mnt|opt|data|scratch|kaggle|work|workspaces?)\b(?![/\w]*>)"
+    r"|\b[A-Z]:[\\/]+(?:Users|Windows|Program|Documents|Temp|home)\w*|\bfile:/{2,}\S|(?<!\w)~/\w|site-packages"
 )
+# What nbval takes for a request not to compare a cell.
+OPT_OUT = re.compile(r"^\s*#+\s*(?:NBVAL_|PYTEST_VALIDATE)\w+", re.M)
 IMAGE = re.compile(r"!\[\s*\]\(")
 
 
@@ -31,8 +48,8 @@ def strings(value: Any) -> list[str]:
     return []
 
 
-def defects(nb: dict[str, Any]) -> list[str]:
-    """All that is wrong with a notebook, in the words of who has to mend it."""
+def defects(nb: dict[str, Any], name: str = "") -> list[str]:
+    """All that is wrong with a notebook, in the words of who has to mend it; `name` is its path in the repository."""
     found: list[str] = []
     first = nb["cells"][0] if nb["cells"] else {"cell_type": "none"}
     lines = [line for line in source(first).splitlines() if line.strip() and not re.fullmatch(r"\(.+\)=", line.strip())]
@@ -44,7 +61,7 @@ def defects(nb: dict[str, Any]) -> list[str]:
         start = repr(text.strip().split("\n")[0][:60])
         if cell["cell_type"] == "markdown" and IMAGE.search(text):
             found.append(f"an image without alt text in the markdown cell {start}")
-        if any(MACHINE.search(s) for s in [text, *strings(cell.get("outputs", []))]):
+        if any(MACHINE.search(s) for s in [text, *strings(cell.get("outputs", [])), *strings(cell["metadata"])]):
             found.append(f"a path of one machine in the cell {start}")
         if cell["cell_type"] != "code":
             continue
@@ -65,6 +82,10 @@ def defects(nb: dict[str, Any]) -> list[str]:
                 found.append(f"a figure without alt text (metadata mystnb.image.alt) in the cell {start}")
         if "injected-parameters" in tags(cell):
             found.append("a cell of injected parameters")
+        if OPT_OUT.search(text) or any(tag.startswith("nbval") or tag == "raises-exception" for tag in tags(cell)):
+            found.append(f"a tag or comment that takes it out of the regressions in the cell {start}")
+        if "tolerance" in cell["metadata"].get("kit", {}) and (name, cell.get("id")) not in LOOSE:
+            found.append(f"a tolerance that is not in LOOSE (conftest.py) in the cell {start}")
     if parameters(nb) is None:
         found.append("no cell tagged `parameters`")
     elif parameters(nb) != DEFAULTS:
@@ -83,12 +104,29 @@ def defects(nb: dict[str, Any]) -> list[str]:
     return found
 
 
+def outdated(nb: dict[str, Any], name: str = "") -> list[str]:
+    """What a notebook's last run did not leave, or somebody changed since, and what it says of its time."""
+    found, note = [], stamp(nb)
+    if "content" not in note or "cpu" not in note:
+        return ["the stamp does not say the CPU seconds and the content of the run: run make baseline"]
+    if note["content"] != content_key(nb, prose=False):
+        found.append("the outputs were changed after the run that made them: run make baseline")
+    shown = [output.get("data", {}) for cell in nb["cells"] for output in cell.get("outputs", [])]
+    if any("<Figure" in "".join(data.get("text/plain", "")) and FIGURE not in data for data in shown):
+        found.append("a figure does not keep what it shows: run make baseline")
+    if name not in OVER_BUDGET and note["cpu"] > BUDGET:
+        found.append(f"it takes {note['cpu']:g} CPU seconds, and a chapter has {BUDGET:g}")
+    if name in OVER_BUDGET and note["cpu"] <= BUDGET:
+        found.append(f"it takes {note['cpu']:g} CPU seconds: take it out of OVER_BUDGET")
+    return found
+
+
 @pytest.mark.parametrize("path", chapters(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_committed(path: Path):
-    found = defects(json.loads(path.read_text(encoding="utf-8")))
+    nb, name = json.loads(path.read_text(encoding="utf-8")), path.relative_to(ROOT).as_posix()
+    found = defects(nb, name) + outdated(nb, name)
     if path.stat().st_size > LARGEST:
         found.append("the file is too large")
-    name = path.relative_to(ROOT).as_posix()
     if not {name, name.removesuffix(".ipynb")} & set(toc()):
         found.append("not listed in _toc.yml")
     assert not found, "\n".join(found)
@@ -145,6 +183,11 @@ DAMAGE = {
     "code has changed": lambda nb: nb["cells"][2].update(source="draw(2)"),
     "larger than": lambda nb: nb["cells"][2]["outputs"][0]["data"].update({"image/png": "A" * LARGEST}),
     "in the metadata": lambda nb: nb["metadata"].update(path="/home/ann/x.ipynb"),
+    "path of one machine": lambda nb: nb["cells"][2]["metadata"].update(note="/home/ann/x"),
+    "out of the regressions": lambda nb: nb["cells"][2]["metadata"].update(tags=["nbval-skip"]),
+    "takes it out": lambda nb: nb["cells"][2].update(source="x = 1\n  #NBVAL_IGNORE_OUTPUT\ndraw()"),
+    "tag or comment": lambda nb: nb["cells"][2]["metadata"].update(tags=["raises-exception"]),
+    "not in LOOSE": lambda nb: nb["cells"][2]["metadata"].update(kit={"tolerance": {"rel": 0.1}}),
 }
 
 
@@ -159,18 +202,56 @@ def test_each_defect_is_found(words):
     assert any(words in found for found in defects(nb)), defects(nb)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["/home/ann/kit", "at /root", "in /tmp/ipykernel_3/4.py:1", "'/Users/ann'", "C:\\Users\\ann", "file=/work/a"],
-)
+PATHS = [
+    "/home/ann/kit", "at /root", "in /tmp/ipykernel_3/4.py:1", "'/Users/ann'", "C:\\Users\\ann", "file=/work/a",
+    "/usr/local/lib/python3.11/site-packages/torch/nn.py:3", "/opt/conda/lib/x.py", "/content/kit", "/workspaces/kit/x",
+    "/var/folders/zz/T/ipykernel_3/4.py", "file:///home/ann/x", "C:/Users/ann/kit", "/data/ann/mnist", "/scratch/u/x",
+    "/kaggle/working", "~/kit/x", "File \"/srv/jupyter/kit/a.py\", line 3", "D:\\Users\\x", "/Volumes/disk/x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", PATHS)
 def test_paths_of_a_machine_are_found(text):
     nb = good()
     output(nb, output_type="display_data", data={"text/plain": ["fine\n", text]})
     assert any("path of one machine" in found for found in defects(nb))
 
 
-@pytest.mark.parametrize("text", ["https://site.org/home/page", "a/tmpfile", "x/root", "f: C:\\mathbb{R}", "../home/x"])
+OTHERS = [
+    "https://site.org/home/page", "a/tmpfile", "x/root", "f: C:\\mathbb{R}", "../home/x", "8/255", "</td></tr>",
+    "and/or", "{doc}`/notebooks/attacks/gradient`", "](/book/notation.md)", "\\partial f/\\partial x", "text/plain",
+    "1/2/3", "a / b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", OTHERS)
 def test_other_text_is_not_a_path(text):
     nb = good()
     output(nb, output_type="display_data", data={"text/plain": text})
     assert defects(nb) == []
+
+
+def stamped(**note: Any) -> dict[str, Any]:
+    nb = good()
+    nb["cells"][2]["outputs"][0]["data"][FIGURE] = {"texts": [], "axes": []}
+    nb["metadata"]["kit"]["stamp"] |= {"cpu": 12.0, "content": content_key(nb, prose=False)} | note
+    return nb
+
+
+def test_the_stamp_holds_time_and_content(monkeypatch):
+    assert outdated(stamped()) == []
+    assert "run make baseline" in outdated(good())[0]
+    assert "31 CPU seconds" in outdated(stamped(cpu=31.0))[0]
+    monkeypatch.setitem(OVER_BUDGET, "slow", 31.0)
+    assert outdated(stamped(cpu=31.0), "slow") == []
+    assert "out of OVER_BUDGET" in outdated(stamped(cpu=29.0), "slow")[0]
+    edited = stamped()
+    edited["cells"][2]["outputs"][0]["data"]["text/plain"] = ["<Figure 2>"]
+    assert "changed after" in outdated(edited)[0]
+    bare = good()
+    bare["metadata"]["kit"]["stamp"] |= {"cpu": 1.0, "content": content_key(bare, prose=False)}
+    assert "does not keep what it shows" in outdated(bare)[0]
+
+
+def test_the_list_of_slow_chapters_names_chapters():
+    assert set(OVER_BUDGET) <= {path.relative_to(ROOT).as_posix() for path in chapters()}

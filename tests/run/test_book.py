@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from kit.run import files as files_of
 from kit.run.book import stage
 
 
@@ -12,7 +13,10 @@ def root(tmp_path):
     for name, text in {
         "_config.yml": "title: t", "_toc.yml": "format: jb-book\nroot: book/index\nchapters:\n- file: notebooks/a/b\n",
         "book/index.md": "# Book", "kit/core.py": "x = 1", "kit/weights.safetensors": "big",
-        "notebooks/a/b.ipynb": json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}),
+        "notebooks/a/b.ipynb": json.dumps({
+            "cells": [{"cell_type": "code", "metadata": {}, "source": "print(1)", "outputs": [], "execution_count": 1}],
+            "metadata": {}, "nbformat": 4, "nbformat_minor": 5,
+        }),
     }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -29,14 +33,44 @@ def test_pages_and_chapters_are_laid_out_and_no_weights(root, tmp_path):
     assert set(files(source)) == {"_config.yml", "_toc.yml", "book/index.md", "kit/core.py", "notebooks/a/b.ipynb"}
 
 
+def executed(root, text="its own run", seed=0):
+    """The chapter as a run leaves it."""
+    chapter = root / "notebooks" / "a" / "b.ipynb"
+    nb = files_of.read(chapter)
+    given = {"profile": "quick", "device": "cpu", "seed": seed}
+    key = files_of.run_key(nb, given, prose=True, path=chapter)
+    nb["cells"][0]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": [text]}]
+    nb["cells"][0]["execution_count"] = 1
+    nb["metadata"]["kit"] = {"stamp": {"key": key, "seed": seed, "content": files_of.content_key(nb, prose=True)}}
+    return nb
+
+
 def test_a_run_of_this_machine_takes_the_committed_outputs_place(root, tmp_path):
-    source, runs = tmp_path / "source", tmp_path / "runs"
-    (runs / "notebooks" / "a").mkdir(parents=True)
-    (runs / "notebooks" / "a" / "b.ipynb").write_text("its own run")
-    stage(source, root, runs)
-    assert files(source)["notebooks/a/b.ipynb"] == "its own run"
+    source, run = tmp_path / "source", tmp_path / "runs" / "notebooks" / "a" / "b.ipynb"
+    run.parent.mkdir(parents=True)
+    run.write_text(json.dumps(executed(root, seed=3)))
+    stage(source, root, tmp_path / "runs")
+    assert "its own run" in files(source)["notebooks/a/b.ipynb"]
     stage(source, root)
-    assert files(source)["notebooks/a/b.ipynb"].startswith("{")
+    assert "its own run" not in files(source)["notebooks/a/b.ipynb"]
+
+
+@pytest.mark.parametrize("what", ["chapter", "kit", "output", "measured", "damaged"])
+def test_a_run_that_is_not_of_the_chapter_as_it_stands_is_left_out(root, tmp_path, what, monkeypatch):
+    source, run = tmp_path / "source", tmp_path / "runs" / "notebooks" / "a" / "b.ipynb"
+    run.parent.mkdir(parents=True)
+    nb, chapter = executed(root), root / "notebooks" / "a" / "b.ipynb"
+    if what == "chapter":
+        chapter.write_text(chapter.read_text().replace("print(1)", "print(2)"))
+    elif what == "kit":
+        monkeypatch.setattr(files_of, "package_key", lambda: "another")
+    elif what == "output":
+        nb["cells"][0]["outputs"][0]["text"] = ["its own run, edited"]
+    elif what == "measured":
+        (chapter.parent / "b_measured.json").write_text("{}")
+    run.write_text(json.dumps(nb)[: 50 if what == "damaged" else None])
+    stage(source, root, tmp_path / "runs")
+    assert "its own run" not in files(source)["notebooks/a/b.ipynb"]
 
 
 def test_only_what_differs_is_touched_and_what_is_gone_goes(root, tmp_path):

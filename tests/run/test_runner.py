@@ -24,10 +24,12 @@ from kit.run.probe import probe
 PARAMETERS = 'profile = "quick"\ndevice = "auto"\nseed = 0'
 
 
-def write(path: Path, *sources: str, parameters: str | None = PARAMETERS, language: str = "python") -> Path:
-    """A notebook with a heading, the parameters cell and these code cells."""
+def write(
+    path: Path, *sources: str | tuple[str, str], parameters: str | None = PARAMETERS, language: str = "python"
+) -> Path:
+    """A notebook with a heading, the parameters cell and these code cells, a source or (source, tag)."""
     code = [] if parameters is None else [(parameters, ["parameters"])]
-    code += [(source, []) for source in sources]
+    code += [(source, []) if isinstance(source, str) else (source[0], [source[1]]) for source in sources]
     cells = [{"cell_type": "markdown", "id": "top", "metadata": {}, "source": ["# A title\n", "Text."]}]
     for i, (source, tags) in enumerate(code):
         metadata = {"tags": tags} if tags else {}
@@ -61,14 +63,19 @@ def gone(pid: int, seconds: float = 10) -> bool:
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
-    """Four notebooks, of which two fail, run at once: folder, and results by name."""
+    """Notebooks of which some fail, run two at once: folder, and results by name."""
     folder = tmp_path_factory.mktemp("book")
     show = "print(profile, device, seed, os.environ['OMP_NUM_THREADS'], os.getcwd())\nprint(sys.executable)"
     names = [
         write(folder / "in" / "good.ipynb", f"import os, sys\n{show}", "import sys\nprint('warned', file=sys.stderr)"),
         write(folder / "in" / "bad.ipynb", "print('before')", "one = 1\none / 0", "print('never')"),
         write(folder / "in" / "dies.ipynb", "import os\nos._exit(3)"),
-        write(folder / "in" / "last.ipynb", "2 + 2"),
+        write(folder / "in" / "magic.ipynb", "%nosuchmagic"),
+        write(folder / "in" / "flood.ipynb", "while True:\n    print('y' * 10_000)"),
+        write(folder / "in" / "may.ipynb", ("1 / 0", "raises-exception"), "print('after')"),
+        write(folder / "in" / "may_not.ipynb", ("1 / 0", "raises-exception"), "[][1]"),
+        write(folder / "in" / "last.ipynb", "print('x' * 400_000)\n2 + 2"),
+        write(folder / "in" / "bad.failed.ipynb", "print('a notebook of that name')"),
     ]
     fake = folder / "jupyter" / "kernels" / "python3"  # an installed kernel of that name must not be used
     fake.mkdir(parents=True)
@@ -83,13 +90,41 @@ def book(tmp_path_factory):
 
 def test_one_failure_does_not_stop_the_others(book):
     folder, results = book
-    assert [results[name].status for name in ("good", "bad", "dies", "last")] == ["ok", "failed", "failed", "ok"]
-    assert sorted(p.name for p in (folder / "out").rglob("*.ipynb")) == [
-        "bad.failed.ipynb",
-        "dies.failed.ipynb",
-        "good.ipynb",
-        "last.ipynb",
-    ]
+    good, failed = ["good", "may", "last", "bad.failed"], ["bad", "dies", "magic", "flood", "may_not"]
+    assert {name: results[name].status for name in results} == dict.fromkeys(good, "ok") | dict.fromkeys(
+        failed, "failed"
+    )
+    names = {p.name for p in (folder / "out").rglob("*.ipynb")}
+    assert names == {f"{name}.ipynb" for name in good} | {f"{name}.failed.ipynb" for name in failed[1:]} | {
+        "bad.failed_.ipynb"  # because a notebook is called bad.failed
+    }
+    assert "of that name" in printed(folder / "out" / "bad.failed.ipynb")
+
+
+def test_every_failure_names_its_cell_and_its_cause(book):
+    _, results = book
+    assert "nosuchmagic" in results["magic"].error
+    assert "not found" in results["magic"].error
+    assert results["magic"].cell == "%nosuchmagic"
+    assert "more than 32 MB of output" in results["flood"].error
+    assert results["flood"].cell.startswith("while True")
+    assert results["flood"].seconds < 60
+    assert results["may_not"].cell == "[][1]"  # and not the cell that may fail
+    assert results["may_not"].error == "IndexError: list index out of range"
+
+
+def test_a_cell_tagged_raises_exception_may_fail(book):
+    _, results = book
+    assert "after" in printed(results["may"].output)
+    (error,) = files.read(results["may"].output)["cells"][2]["outputs"]
+    assert error["ename"] == "ZeroDivisionError"
+
+
+def test_a_long_line_takes_no_longer_than_it_should(book):
+    """nbclient's own way takes time quadratic in its length: minutes for this one."""
+    _, results = book
+    assert "x" * 400_000 in printed(results["last"].output)
+    assert results["last"].seconds < 60
 
 
 def test_a_failure_shows_its_cell_and_keeps_what_was_done(book):
@@ -121,6 +156,8 @@ def test_the_stamp(book):
     assert stamp["python"] == ".".join(map(str, sys.version_info[:3]))
     assert stamp["seconds"] == result.seconds > 0
     assert stamp["memory"] == result.memory > 20
+    assert 0.2 < stamp["cpu"] == result.cpu < 60
+    assert stamp["content"] == files.content_key(nb, prose=True)
     assert stamp["source"] == files.code_key(files.read(result.notebook))
     assert set(stamp) == {
         "profile",
@@ -130,10 +167,12 @@ def test_the_stamp(book):
         "torch",
         "kit",
         "seconds",
+        "cpu",
         "memory",
         "commit",
         "source",
         "key",
+        "content",
     }
 
 
@@ -153,10 +192,13 @@ def test_what_is_up_to_date_is_skipped(book, monkeypatch):
     good = results["good"]
     (again,) = run([good.notebook], out=folder / "out")
     assert again.status == "up to date"
-    assert (again.seconds, again.memory) == (good.seconds, good.memory)
+    assert (again.seconds, again.cpu, again.memory) == (good.seconds, good.cpu, good.memory)
 
 
-@pytest.mark.parametrize("what", ["force", "seed", "code", "prose", "kit", "damaged"])
+CHANGES = ["force", "seed", "code", "prose", "kit", "lock", "own weights", "measured", "edited", "damaged"]
+
+
+@pytest.mark.parametrize("what", CHANGES)
 def test_what_has_changed_is_not_up_to_date(book, monkeypatch, tmp_path, what):
     folder, results = book
     source, given, force = results["good"].notebook, {"profile": "quick", "device": "auto", "seed": 0}, what == "force"
@@ -176,11 +218,26 @@ def test_what_has_changed_is_not_up_to_date(book, monkeypatch, tmp_path, what):
         monkeypatch.chdir(tmp_path)
     elif what == "kit":
         monkeypatch.setattr(files, "package_key", lambda: "other")
-    elif what == "damaged":
-        target = tmp_path / "out"
+    elif what == "lock":
+        monkeypatch.setattr(files, "environment_key", lambda: "other")
+    elif what == "own weights":
+        monkeypatch.setenv("KIT_MODELS", str(tmp_path))
+        (tmp_path / "manifest.json").write_text("{}")
+    elif what in ("measured", "edited", "damaged"):
+        source, target = tmp_path / "in" / "good.ipynb", tmp_path / "out"
         monkeypatch.setattr(job, "relative", lambda notebook: Path(notebook.name))
+        source.parent.mkdir()
         target.mkdir()
-        (target / "good.ipynb").write_text(results["good"].output.read_text()[:500])
+        source.write_text(results["good"].notebook.read_text())
+        text = results["good"].output.read_text()
+        (target / "good.ipynb").write_text(text)
+        assert job.prepare(source, given, target, in_place=False, force=False).up_to_date
+        if what == "measured":
+            (source.parent / "good_measured.json").write_text("{}")
+        else:
+            changed = text.replace("quick auto 0", "quick auto 1") if what == "edited" else text[:500]
+            assert changed != text
+            (target / "good.ipynb").write_text(changed)
     assert not job.prepare(source, given, target, in_place=False, force=force).up_to_date
 
 
@@ -194,6 +251,76 @@ def test_prose_does_not_make_committed_outputs_stale_but_code_does(tmp_path):
     assert files.run_key(prose, given, prose=True) != files.run_key(nb, given, prose=True)
     assert files.run_key(code, given, prose=False) != files.run_key(nb, given, prose=False)
     assert files.code_key(code) != files.code_key(nb)
+
+
+def test_a_file_that_the_code_names_is_in_the_key(tmp_path):
+    quick, full = files.DEFAULTS, files.DEFAULTS | {"profile": "full"}
+    path = write(tmp_path / "a.ipynb", "open('table.csv')\nopen(\"a_measured.json\")")
+    nb = files.read(path)
+
+    def keys():
+        return [files.run_key(nb, given, prose=False, path=path) for given in (quick, full)]
+
+    before = keys()
+    (tmp_path / "a_measured.json").write_text("{}")  # the full profile writes it
+    assert (keys()[0] != before[0], keys()[1] == before[1]) == (True, True)
+    before = keys()
+    (tmp_path / "table.csv").write_text("1")
+    assert (keys()[0] != before[0], keys()[1] != before[1]) == (True, True)
+    before = keys()
+    (tmp_path / "other.csv").write_text("1")
+    assert keys() == before
+
+
+def test_the_lock_and_the_versions_are_in_the_key(monkeypatch, tmp_path):
+    before = files.environment_key()
+    files.environment_key.cache_clear()
+    version = files.importlib.metadata.version
+    monkeypatch.setattr(files.importlib.metadata, "version", lambda name: version(name) + "+" * (name == "scipy"))
+    assert files.environment_key() != before
+    monkeypatch.undo()
+    files.environment_key.cache_clear()
+    (tmp_path / "requirements.lock").write_text("numpy==1")
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    assert files.environment_key() != before
+    files.environment_key.cache_clear()
+
+
+def test_an_edited_copy_is_seen_and_prose_is_not_in_place(tmp_path):
+    nb = files.read(write(tmp_path / "a.ipynb", "print(1)"))
+    nb["cells"][2]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["1\n", "2\n"]}]
+    whole, code = (files.content_key(nb, prose=prose) for prose in (True, False))
+    nb["cells"][2]["outputs"][0]["text"] = "1\n2\n"  # how it is stored does not count
+    assert (files.content_key(nb, prose=True), files.content_key(nb, prose=False)) == (whole, code)
+    nb["cells"][0]["source"] = "# Another title"
+    assert files.content_key(nb, prose=True) != whole
+    assert files.content_key(nb, prose=False) == code
+    nb["cells"][2]["outputs"][0]["text"] = "1\n3\n"
+    assert files.content_key(nb, prose=False) != code
+
+
+def test_parameters_may_be_annotated_and_stand_beside_other_statements(tmp_path):
+    cell = 'import os\nprofile: str = "quick"  # or full\ndevice = "auto"\nseed: int = 0\nn = len(device)\nx: int'
+    nb = files.read(write(tmp_path / "a.ipynb", parameters=cell))
+    assert files.parameters(nb) == files.DEFAULTS
+    (result,) = run([write(tmp_path / "a.ipynb", "print(seed, n)", parameters=cell)], seed=3, out=tmp_path / "out")
+    assert result.status == "ok", result.error
+    assert printed(result.output) == "3 4\n"
+    (again,) = run([result.output], out=tmp_path / "again")  # its injected parameters are those of that run
+    assert printed(again.output) == "0 4\n"
+    assert len(files.read(again.output)["cells"]) == len(nb["cells"]) + 2  # as many, with one cell of code more
+
+
+def test_streams_are_joined_and_what_is_overwritten_goes():
+    nbformat = pytest.importorskip("nbformat")
+
+    def of(*streams):
+        outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in streams]
+        return [(o.name, o.text) for o in execute.coalesce(outputs)]
+
+    assert of(("stdout", "a"), ("stdout", "b\n")) == [("stdout", "ab\n")]
+    assert of(("stderr", "w"), ("stdout", "a"), ("stderr", "x")) == [("stdout", "a"), ("stderr", "wx")]
+    assert of(("stdout", "1 %\r2 %"), ("stdout", "\r3 %\nend\r\n")) == [("stdout", "3 %\nend\r\n")]
 
 
 def test_other_parameters_are_injected_under_a_fixed_id(tmp_path):
@@ -339,6 +466,45 @@ def test_a_stopped_run_leaves_no_process_and_resumes(tmp_path, how):
         assert run([quick], out=tmp_path / "out")[0].status in ("up to date", "ok")
 
 
+def slow(folder: Path, cell: str, jobs: int = 1) -> tuple[subprocess.Popen, list[int]]:
+    """A runner in the middle of notebooks that write their kernel's number and then run `cell`."""
+    names = [folder / f"{i}.ipynb" for i in range(jobs)]
+    for name in names:
+        note = f"Path('{name.stem}.pid').write_text(str(os.getpid()))"
+        write(name, f"import os\nfrom pathlib import Path\n{note}\n{cell}")
+    command = [sys.executable, "-m", "kit.run", "run", *map(str, names), "--out", str(folder / "out")]
+    runner = subprocess.Popen(
+        [*command, "--jobs", str(jobs)], env={**os.environ, "PYTHONPATH": str(files.ROOT)}, cwd=folder, stdout=-3,
+        stderr=-3, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    end, found = time.monotonic() + 120, [name.with_suffix(".pid") for name in names]
+    while not all(pid.exists() and pid.read_text() for pid in found):
+        assert time.monotonic() < end, "the notebooks did not start"
+        time.sleep(0.1)
+    return runner, [int(pid.read_text()) for pid in found]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_two_interrupts_end_a_run(tmp_path, how):
+    runner, kernels = slow(tmp_path, "import time\ntime.sleep(300)", jobs=2)
+    runner.send_signal(how)
+    time.sleep(0.02)
+    runner.send_signal(how)
+    assert runner.wait(30) == 130
+    assert all(map(gone, kernels))
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_no_kernel_outlives_its_process_not_even_in_a_long_call_of_c(tmp_path, both):
+    runner, (kernel,) = slow(tmp_path, "import re\nre.match('(a+)+$', 'a' * 60 + 'b')")
+    tree = psutil.Process(runner.pid).children(recursive=True)
+    if both:
+        runner.kill()
+    next(p for p in tree if "kit.run.execute" in " ".join(p.cmdline())).kill()
+    runner.wait(30)
+    assert gone(kernel)
+
+
 def test_outputs_lie_as_the_notebooks_do(tmp_path, monkeypatch):
     assert job.relative(files.ROOT / "notebooks" / "a" / "b.ipynb") == Path("notebooks/a/b.ipynb")
     monkeypatch.chdir(tmp_path)
@@ -390,3 +556,9 @@ def test_the_probe_names_the_gpu_only_if_it_was_used(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch")
     assert probe()["device"] == "cpu"
     assert 20 < probe()["memory"] < 100_000
+    before = probe()["cpu"]
+    subprocess.run([sys.executable, "-c", "sum(range(10_000_000))"], check=True)
+    end = time.process_time() + 0.3
+    while time.process_time() < end:
+        pass
+    assert probe()["cpu"] > before + 0.35  # its own and that of the process it waited for

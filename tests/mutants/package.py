@@ -1,0 +1,126 @@
+"""Mutants of `kit`: where one can be made, and the tests that should see it."""
+from __future__ import annotations
+
+import ast
+import copy
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
+COMPARED = {ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.Gt, ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
+REDUCED = {"mean": "sum", "sum": "mean", "amax": "amin", "amin": "amax", "argmax": "argmin", "max": "min", "min": "max",
+           "maximum": "minimum", "minimum": "maximum"}  # fmt: skip
+CLAMPS = ("clamp", "clamp_", "clamp_min", "clamp_max", "clip", "relu")
+LEFT_OUT = ("kit/run/", "kit/__init__.py")  # the runner is tested in processes of its own
+
+
+@dataclass(frozen=True)
+class Mutant:
+    path: str  # of the file, in the repository
+    line: int
+    column: int
+    kind: str
+    start: int  # bytes of the file that `new` takes the place of
+    end: int
+    new: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}:{self.line}:{self.column} {self.kind}"
+
+    def apply(self, source: bytes) -> bytes:
+        return source[: self.start] + self.new.encode() + source[self.end :]
+
+
+def _changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """The ways to make one expression wrong."""
+    other = copy.copy(node)
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS and not isinstance(node.left, ast.JoinedStr):
+        other.op = OPERATORS[type(node.op)]()
+        yield "operator", other
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
+        yield "sign", node.operand
+    elif isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in COMPARED:
+        other.ops = [COMPARED[type(node.ops[0])]()]
+        yield "comparison", other
+    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        other.value = node.value + 1 if isinstance(node.value, int) else (node.value * 2 or 1.0)
+        yield "constant", other
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        name = node.func.attr
+        if name in CLAMPS and not isinstance(node.func.value, ast.Name | ast.Attribute) or name in CLAMPS[:4]:
+            yield "clamp dropped", node.func.value
+        if name in REDUCED:
+            other.func = ast.Attribute(node.func.value, REDUCED[name], ast.Load())
+            yield "reduction", other
+    if isinstance(node, ast.Call):
+        for i, keyword in enumerate(node.keywords):
+            if keyword.arg == "generator" and not (isinstance(keyword.value, ast.Constant)):
+                ignored = copy.copy(node)
+                ignored.keywords = [k for j, k in enumerate(node.keywords) if j != i]
+                yield "generator ignored", ignored
+
+
+def _code(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes whose change a test can see: not messages, annotations or the arguments of what raises."""
+    for name, value in ast.iter_fields(tree):
+        if name in ("annotation", "returns", "decorator_list"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST) and not isinstance(child, ast.Raise | ast.JoinedStr | ast.ImportFrom):
+                yield child
+                yield from _code(child)
+
+
+def mutants(root: Path, path: Path) -> list[Mutant]:
+    """Every mutant of one file."""
+    source = path.read_bytes()
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    found = []
+    for node in _code(ast.parse(source)):
+        if not isinstance(node, ast.expr):
+            continue
+        for kind, other in _changes(node):
+            new = ast.unparse(ast.fix_missing_locations(other))
+            start = starts[node.lineno - 1] + node.col_offset
+            end = starts[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
+            place = path.relative_to(root).as_posix()
+            text = new if isinstance(node, ast.Constant) else f"({new})"
+            found.append(Mutant(place, node.lineno, node.col_offset, kind, start, end, text))
+    return found
+
+
+def files(root: Path) -> list[Path]:
+    found = sorted((root / "kit").rglob("*.py"))
+    return [p for p in found if not p.relative_to(root).as_posix().startswith(LEFT_OUT)]
+
+
+def spread(found: list[Mutant], n: int, seed: int) -> list[Mutant]:
+    """`n` mutants (0: all), as many of each kind as there are: constants outnumber all else."""
+    source, kinds = random.Random(seed), {}
+    for mutant in source.sample(found, len(found)):
+        kinds.setdefault(mutant.kind, []).append(mutant)
+    turns = [m for turn in zip_longest(*(kinds[kind] for kind in sorted(kinds))) for m in turn if m is not None]
+    return turns[: n or None]
+
+
+def tests_of(root: Path, path: str) -> list[str]:
+    """The tests of a module by "one path, three places": those of `kit/a/b/c.py` are `tests/a/test_b…` and `test_c…`.
+
+    Where there is none, they are those in `tests/a` that name the module, or all of them.
+    """
+    family, *names = Path(path).with_suffix("").parts[1:]
+    folder = root / "tests" / family
+    if not folder.is_dir():
+        folder = root / "tests" / "core"
+    there = sorted(folder.rglob("test_*.py"))
+    named = [p for p in there if any(re.match(rf"test_{name}(_|$)", p.stem) for name in names)]
+    if not named:
+        named = [p for p in there if any(re.search(rf"\b{name}\b", p.read_text(encoding="utf-8")) for name in names)]
+    return [p.relative_to(root).as_posix() for p in named or there]
