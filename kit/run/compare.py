@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import sub
 from typing import Any
 
 from kit.report.numbers import MIME as RECORD
@@ -33,7 +34,7 @@ class Tolerance:
     """`rel` of a value, or of what a fraction leaves to 1; never less than `abs`. `count` is for large counts."""
 
     rel: float = 5e-3
-    abs: float = 1e-3
+    abs: float = 2e-4
     count: float = 5e-3
 
 
@@ -97,9 +98,13 @@ def same_text(a: str, b: str, tolerance: Tolerance = DEFAULT, *, percent: bool =
 
 
 def one_image(record: dict[str, Any], tolerance: Tolerance) -> Tolerance:
-    """The tolerance of a rate over `n` images: a little more than one of them, which another processor may turn."""
+    """The tolerance of a rate over `n` images: one of them, which another processor may turn, but not over a point."""
     rate = record.get("unit") == "%" and record.get("n")
-    return replace(tolerance, abs=max(tolerance.abs, 1.2 / record["n"])) if rate else tolerance
+    return replace(tolerance, abs=max(tolerance.abs, min(1.2 / record["n"], 0.0099))) if rate else tolerance
+
+
+def _measured(record: dict[str, Any]) -> list[float]:
+    return [float(v) for v in [record.get("value", 0), *record.get("interval", [])]]
 
 
 def same_record(a: Any, b: Any, tolerance: Tolerance = DEFAULT) -> bool:
@@ -110,12 +115,9 @@ def same_record(a: Any, b: Any, tolerance: Tolerance = DEFAULT) -> bool:
     if not isinstance(a, dict) or not isinstance(b, dict) or set(a) != set(b):
         return False
 
-    def measured(record: dict[str, Any]) -> list[float]:
-        return [float(v) for v in [record.get("value", 0), *record.get("interval", [])]]
-
     tolerance = one_image(a, tolerance)
     rest = [{k: v for k, v in record.items() if k not in ("value", "interval")} for record in (a, b)]
-    x, y = measured(a), measured(b)
+    x, y = _measured(a), _measured(b)
     return rest[0] == rest[1] and len(x) == len(y) and all(near(v, w, tolerance) for v, w in zip(x, y, strict=True))
 
 
@@ -212,7 +214,8 @@ def _data(committed: dict[str, Any], found: dict[str, Any], tolerance: Tolerance
             if not same_text(json.dumps(a, sort_keys=True), json.dumps(b, sort_keys=True), tolerance):
                 wrong.append(f"{kind} is another")
         elif RECORD in committed and kind == "text/plain" and committed[RECORD].get("unit") == "%":
-            if not same_text(_text(a), _text(b), one_image(committed[RECORD], tolerance), percent=True):
+            moved = max(map(abs, map(sub, _measured(committed[RECORD]), _measured(found[RECORD]))), default=0.0)
+            if not same_text(_text(a), _text(b), replace(tolerance, rel=0.0, abs=moved), percent=True):
                 wrong.append(_said(_text(a), _text(b)))
         elif not same_text(_text(a), _text(b), tolerance):
             wrong.append(_said(_text(a), _text(b)))

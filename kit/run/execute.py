@@ -11,7 +11,6 @@ import ast
 import errno
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -22,9 +21,6 @@ from typing import Any
 from kit.run.files import VOLATILE, content_key, injected, stamp
 
 PROBE = "__import__('kit.run.probe', fromlist=['probe']).probe()"
-
-
-OUTPUT_LIMIT = 32_000_000  # characters that a cell may write; each message counts at least a thousand
 
 
 def _engine(emit: Callable[[dict[str, Any]], None], seen: dict[str, Any]) -> str:
@@ -52,12 +48,11 @@ def _engine(emit: Callable[[dict[str, Any]], None], seen: dict[str, Any]) -> str
     class Client(PapermillNotebookClient):
         async def async_start_new_kernel(self, **kwargs):
             await super().async_start_new_kernel(**kwargs)
-            seen["pid"] = self.km.provisioner.pid
-            emit({"kernel": seen["pid"]})
+            emit({"kernel": self.km.provisioner.pid})
 
         def execute_cell(self, cell, cell_index, *args, **kwargs):
             if cell.cell_type == "code":
-                seen["source"], seen["written"] = cell.source, 0
+                seen["source"] = cell.source
                 seen["count"] = seen.get("count", 0) + 1
                 cells = sum(c.cell_type == "code" for c in self.nb.cells)
                 emit({"cell": seen["count"], "of": cells, "source": cell.source})
@@ -70,17 +65,6 @@ def _engine(emit: Callable[[dict[str, Any]], None], seen: dict[str, Any]) -> str
                 if cell.cell_type == "code":
                     cell.outputs = coalesce(cell.outputs)
             return done
-
-        def process_message(self, msg, cell, cell_index):
-            """Keep an output, unless the cell has written more than it may: its kernel is then killed."""
-            if msg["msg_type"] in ("stream", "display_data", "execute_result", "update_display_data"):
-                seen["written"] = seen.get("written", 0) + max(1000, len(str(msg["content"])))
-                if seen["written"] > OUTPUT_LIMIT:
-                    if not seen.get("flood"):
-                        seen["flood"] = True
-                        os.kill(seen["pid"], signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
-                    return None
-            return super().process_message(msg, cell, cell_index)
 
         def papermill_execute_cells(self):
             seen["nb"] = self.nb
@@ -261,9 +245,6 @@ def execute(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict
                 return failed(f"{error.ename}: {error.evalue}", error.source, "\n".join(error.traceback))
             done = seen["nb"]  # papermill takes for a failure what the tag raises-exception allows
         except RuntimeError as error:  # nbclient: the kernel did not start, or died
-            if "flood" in seen:
-                limit = f"{OUTPUT_LIMIT // 1_000_000} MB"
-                return failed(f"the cell wrote more than {limit} of output: let it print less", seen["source"])
             if "source" in seen:
                 return failed("the kernel died, most often because memory ran out", seen["source"], str(error))
             return failed(f"the kernel did not start: {error}")

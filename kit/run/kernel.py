@@ -1,7 +1,8 @@
 """The kernel of a notebook, the same for the runner and for the regressions.
 
 It is this interpreter, whatever an installed kernel points to, and loads this module as an IPython extension. Figures
-then keep what they show beside their image, and the kernel ends with the process that started it.
+then keep what they show beside their image, a cell that writes without end fails, and the kernel ends with the process
+that started it.
 """
 from __future__ import annotations
 
@@ -18,6 +19,44 @@ def kernel_spec(*options: str) -> dict[str, Any]:
     return get_kernel_dict(extra_arguments=[f"--IPKernelApp.extra_extensions={__name__}", *options])
 
 
+OUTPUT_LIMIT = 32_000_000  # characters that a cell may write; each displayed object counts a thousand at least
+
+
+def bound(shell: Any) -> None:
+    """Let a cell fail that writes more than `OUTPUT_LIMIT`, before what waits to be sent fills the memory."""
+    written = 0
+
+    def start(info: Any) -> None:
+        nonlocal written
+        written = 0
+
+    def count(size: int) -> None:
+        nonlocal written
+        written += size
+        if written > OUTPUT_LIMIT:
+            limit = f"{OUTPUT_LIMIT // 1_000_000} MB"
+            raise RuntimeError(f"the cell wrote more than {limit} of output: let it print less")
+
+    def counted(write: Any) -> Any:
+        def write_within(text: str) -> Any:
+            count(len(text))
+            return write(text)
+
+        return write_within
+
+    def published(publish: Any) -> Any:
+        def publish_within(data: dict[str, Any], *args: Any, **options: Any) -> Any:
+            count(max(1000, sum(len(value) for value in data.values() if isinstance(value, str))))
+            return publish(data, *args, **options)
+
+        return publish_within
+
+    for stream in (sys.stdout, sys.stderr):
+        stream.write = counted(stream.write)  # type: ignore[method-assign]
+    shell.display_pub.publish = published(shell.display_pub.publish)
+    shell.events.register("pre_run_cell", start)
+
+
 def end_with_the_parent() -> None:
     """Ask Linux to kill this process when its parent ends, also where Python code no longer runs (a long C call)."""
     if sys.platform == "linux":
@@ -32,4 +71,5 @@ def load_ipython_extension(shell: Any) -> None:
         return bundle(figure)
 
     shell.display_formatter.mimebundle_formatter.for_type_by_name("matplotlib.figure", "Figure", bundle)
+    bound(shell)
     end_with_the_parent()

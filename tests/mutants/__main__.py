@@ -20,6 +20,7 @@ import os
 import queue
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from tests.mutants.outputs import mutated
 from tests.mutants.package import Mutant, files, mutants, spread, tests_of
 
 LIMIT = 600  # seconds that the tests of a mutant may take; one that makes them hang was seen
+RUNNING: set[subprocess.Popen[bytes]] = set()
 KEPT = ROOT / "runs" / "mutants.jsonl"
 
 
@@ -57,6 +59,7 @@ def passes(folder: Path, tests: list[str]) -> bool:
         command, cwd=folder, env={**os.environ, **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
+    RUNNING.add(process)
     try:
         return process.wait(LIMIT) in (0, 5)
     except subprocess.TimeoutExpired:
@@ -65,6 +68,7 @@ def passes(folder: Path, tests: list[str]) -> bool:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 9)
         process.wait()
+        RUNNING.discard(process)
 
 
 def key(mutant: Mutant, tests: list[str]) -> str:
@@ -127,6 +131,9 @@ def of_package(chosen: list[Mutant], jobs: int) -> list[tuple[Mutant, str]]:
                     print(f"{len(results)}/{len(chosen)} {results[-1][1]}: {results[-1][0].name}", flush=True)
             except KeyboardInterrupt:
                 stopping.set()
+                for process in list(RUNNING):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, 9)
                 pool.shutdown(cancel_futures=True)
                 print("stopped: the same command goes on from there", flush=True)
     return results
@@ -163,6 +170,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--outputs", action="store_true")
     given = parser.parse_args()
+    for name in (signal.SIGINT, signal.SIGTERM):  # a job in the background is born deaf to the first
+        signal.signal(name, signal.default_int_handler)
     left = 0
     if given.outputs:
         counts, survived = of_outputs(given.seed)

@@ -60,7 +60,8 @@ def mutated(outputs: list[dict[str, Any]], source: random.Random) -> Iterator[tu
                 return other
 
             if (new := changed_number(text, source)) is not None and new != text:
-                yield "number", put(new)
+                small = all(abs(number(v).value) < 1e-3 for v in set(NUMBER.findall(text)) ^ set(NUMBER.findall(new)))
+                yield "number under 0.001" if small else "number", put(new)
             lines = text.splitlines(keepends=True)
             if len(lines) > 1:
                 at = source.randrange(len(lines))
