@@ -9,7 +9,7 @@ from kit.core.model import Ensemble, Normalize, QueryCounter, asking
 from kit.core.network import features, fold_batch_norm, operations, relus, replace, smooth_relu
 from kit.core.oracles import ahead, diverse, gaussian, momentum, resized_and_padded, scaled, smoothed
 from kit.core.passes import accuracy, borrowed, chunk_size, chunks, fooled, laid_out, logits, per_image, take
-from kit.core.seeding import Draws, device, generator, normal, seed_everything, uniform
+from kit.core.seeding import Draws, alike, device, generator, normal, seed_everything, uniform
 
 __all__ = [
     "L1", "L2", "Linf", "ball",
@@ -21,5 +21,5 @@ __all__ = [
     "Ensemble", "Normalize", "QueryCounter", "asking",
     "features", "fold_batch_norm", "operations", "relus", "replace", "smooth_relu",
     "accuracy", "borrowed", "chunk_size", "chunks", "fooled", "laid_out", "logits", "per_image", "take",
-    "Draws", "device", "generator", "normal", "seed_everything", "uniform",
+    "Draws", "alike", "device", "generator", "normal", "seed_everything", "uniform",
 ]

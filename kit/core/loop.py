@@ -106,17 +106,21 @@ def _better(best_v, best, v, value):
     return torch.where(wins.view(-1, *[1] * (v.dim() - 1)), v, best_v), torch.where(wins, value, best)
 
 
-def check_differentiable(value: Tensor) -> None:
-    """Raise ValueError for what was computed without a graph."""
-    if not value.requires_grad:
-        raise ValueError("the model's output has no gradient to the images (it runs under no_grad, or on integers): "
-                         "take a method that needs none, or the network it was made from")
+def check_differentiable(value: Tensor | None) -> None:
+    """Raise ValueError for what has no graph to the images."""
+    if value is None or not value.requires_grad:
+        raise ValueError("the model's answer has no gradient, since it is quantised, detached or made under no_grad: "
+                         "use a method that needs answers alone, such as square, occlusion or lime")
 
 
-def differentiate(value: Tensor, v: Tensor, create_graph: bool = False, keep_graph: bool = False) -> Tensor:
+def differentiate(value: Tensor, v: Tensor, *, create_graph: bool = False, keep_graph: bool = False) -> Tensor:
     """∇_v Σ value. Raises ValueError where the model gives no gradient at all. Cost: one backward pass."""
     check_differentiable(value)
-    return torch.autograd.grad(value.sum(), v, create_graph=create_graph, retain_graph=keep_graph or create_graph)[0]
+    (g,) = torch.autograd.grad(
+        value.sum(), v, create_graph=create_graph, retain_graph=keep_graph or create_graph, allow_unused=True)
+    if g is None:
+        check_differentiable(g)
+    return g
 
 
 def leaf(v: Tensor) -> Tensor:

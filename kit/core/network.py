@@ -354,17 +354,6 @@ class smooth_relu(relus):
         super().__init__(backward)
 
 
-def gradient_at(value: Tensor, v: Tensor, *, create_graph: bool = False) -> Tensor:
-    """∂ Σ value / ∂v. Raises ValueError where the network gives its answer no gradient (`no_grad` inside, int8)."""
-    g = None
-    if value.requires_grad:
-        (g,) = torch.autograd.grad(value.sum(), v, create_graph=create_graph, allow_unused=True)
-    if g is None:
-        raise ValueError("the model's answer has no gradient, since it is quantised, detached or made under no_grad: "
-                         "use a method that needs answers alone, such as occlusion or lime")
-    return g
-
-
 def without_norms(operations: list[Operation]) -> list[Operation]:
     """The same with each batch norm folded into the weights of the convolution or linear layer before it.
 

@@ -61,19 +61,16 @@ class PerImage:
     some of them."""
 
 
-def per_image(function: Callable | None = None, *, whole: tuple[str, ...] = (), split: tuple[str, ...] = (),
-              labels: bool = True) -> Any:
+def per_image(function: Callable) -> Any:
     """Make `function(model, x, …)`, written for one chunk of images, a method that keeps the contracts on any batch.
 
     It checks the images, the labels (`y`, `target`), the model and the settings (`check_settings`); borrows the model;
     splits the batch into chunks; and joins the results, which are tensors (N, …), or tuples or dictionaries of them.
-    Every tensor (and `PerImage`) among the arguments is split too: it must have one row for each image, or one for all,
-    unless it is named in `whole`. The function receives as `generator` the `Draws` of its images, whatever it was
-    called with, and a `trace` and a `QueryCounter` see whose images they deal with.
+    Every tensor (and `PerImage`) among the arguments is split too: it must have one row for each image, or one for all.
+    The function receives as `generator` the `Draws` of its images, whatever it was called with, and a `trace` and a
+    `QueryCounter` see whose images they deal with.
     With `create_graph=True` the images enter with their graph and the results keep theirs, through every chunk.
     """
-    if function is None:
-        return functools.partial(per_image, whole=whole, split=split, labels=labels)
     signature = inspect.signature(function)
     rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
 
@@ -92,9 +89,9 @@ def per_image(function: Callable | None = None, *, whole: tuple[str, ...] = (), 
             classes = check_model(model.model if isinstance(model, QueryCounter) else model, x)
             several = {}
             for name, value in values.items():
-                if labels and name in ("y", "target") and (value is not None or name == "y"):
+                if name in ("y", "target") and (value is not None or name == "y"):
                     check_labels(value, x, classes, name)
-                if isinstance(value, Tensor | PerImage) and name not in whole and getattr(value, "shape", True) != ():
+                if isinstance(value, Tensor | PerImage) and getattr(value, "shape", True) != ():
                     several[name] = _rows_for(name, value, x)
             if "generator" in values and not isinstance(values["generator"], Draws):
                 values["generator"] = Draws(len(x), values["generator"])

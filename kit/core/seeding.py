@@ -52,6 +52,11 @@ class Draws:
 Source = torch.Generator | Draws | None
 
 
+def alike(source: Source) -> torch.Generator:
+    """A generator for what all images draw together: the same in every chunk."""
+    return source.alike() if isinstance(source, Draws) else source or generator()
+
+
 def uniform(like: Tensor, source: Source, low: float = 0.0, high: float = 1.0) -> Tensor:
     """U(low, high) of the shape, dtype and device of `like`. No generator means seed 0, so that a call repeats."""
     return _draw("uniform_", like, source).mul_(high - low).add_(low)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.core import features, per_image
-from kit.core.network import calls, gradient_at
+from kit.core.loop import differentiate
+from kit.core.network import calls
 from kit.explain.gradient import score, variable
 
 NO_MAPS = "has no feature maps (N, K, h, w) of a convolution: explain it by gradients or LRP"
@@ -60,7 +61,7 @@ def grad_cam(
     Source: Selvaraju et al., Grad-CAM, ICCV 2017, equations 1 and 2; counterfactual: section 3.3.
     """
     z, A, *_ = _forward(model, variable(x, create_graph), layer)
-    g = gradient_at(score(z, target), A, create_graph=create_graph)
+    g = differentiate(score(z, target), A, create_graph=create_graph)
     alpha = -g.mean((2, 3)) if counterfactual else g.mean((2, 3))
     A = A if create_graph else A.detach()
     return _resized(torch.einsum("nk,nkhw->nhw", alpha, A), x, relu)

@@ -10,15 +10,13 @@ Shared arguments:
 
 Each raises ValueError or TypeError for images, labels and models that make no sense.
 """
-import math
 import warnings
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from kit.core import MisleadingModel, check_images, chunk_size, laid_out, normal, per_image, relus
-from kit.core.network import gradient_at
+from kit.core import MisleadingModel, alike, chunk_size, differentiate, laid_out, normal, per_image, relus
 
 PATH_STEPS = 50  # as in the published comparisons; Sundararajan et al. 2017, section 5: 20 to 300
 SAMPLES, SIGMA = 50, 0.15  # Smilkov et al. 2017, section 4: 10 to 20 % noise, little gain beyond 50 samples
@@ -37,7 +35,7 @@ def variable(x: Tensor, create_graph: bool) -> Tensor:
 
 def _gradient(model: nn.Module, v: Tensor, target: Tensor | None, create_graph: bool) -> Tensor:
     """∇_x z_c(x), (N, C, H, W); of the sum over images, since each score depends on its own image alone."""
-    return gradient_at(score(model(v), target), v, create_graph=create_graph)
+    return differentiate(score(model(v), target), v, create_graph=create_graph)
 
 
 @per_image
@@ -76,6 +74,7 @@ def gradient_times_input(
     return (x * _gradient(model, variable(x, create_graph), target, create_graph)).sum(1)
 
 
+@per_image
 def smoothgrad(
     model: nn.Module, x: Tensor, target: Tensor | None = None, *, samples: int = SAMPLES, sigma: float = SIGMA,
     squared: bool = False, generator: torch.Generator | None = None, create_graph: bool = False,
@@ -88,16 +87,7 @@ def smoothgrad(
     memory, unless create_graph. Source: Smilkov et al., SmoothGrad, 2017, section 3; squared: their appendix, and
     Hooker et al., A benchmark for interpretability methods, NeurIPS 2019.
     """
-    if not isinstance(samples, int) or samples < 1 or not 0 <= sigma < math.inf:
-        raise ValueError(
-            f"samples must be a whole number of 1 or more and sigma zero or more, not {samples} and {sigma}")
-    check_images(x)
-    noise = normal(x[:1].detach().expand(samples, *x.shape[1:]), generator, sigma)
-    return _smoothgrad(model, x, target, noise=noise, squared=squared, create_graph=create_graph)
-
-
-@per_image(whole=("noise",))
-def _smoothgrad(model, x, target=None, *, noise, squared, create_graph):
+    noise = normal(x[:1].detach().expand(samples, *x.shape[1:]), alike(generator), sigma)
     if target is None:
         with torch.no_grad():
             target = model(x).argmax(1)
@@ -108,7 +98,7 @@ def _smoothgrad(model, x, target=None, *, noise, squared, create_graph):
     return mean.sum(1) if squared else mean.abs().amax(1)
 
 
-@per_image(split=("baseline",))
+@per_image
 def integrated_gradients(
     model: nn.Module, x: Tensor, target: Tensor | None = None, *, steps: int = PATH_STEPS,
     baseline: float | Tensor = 0.0, complete: bool = True, create_graph: bool = False,
@@ -125,8 +115,8 @@ def integrated_gradients(
     Cost: `steps` forward and backward passes and two forward passes; never more than a chunk in memory, unless
     create_graph. Source: Sundararajan et al., Axiomatic attribution for deep networks, ICML 2017, equation 1.
     """
-    if not isinstance(steps, int) or steps < 2:
-        raise ValueError(f"steps must be a whole number of 2 or more, not {steps}")
+    if steps < 2:
+        raise ValueError(f"steps must be 2 or more, not {steps}")
     b = torch.as_tensor(baseline, dtype=x.dtype, device=x.device)
     if b.dim() not in (0, 4):
         raise ValueError(f"the baseline must be a number or images (1 or N, C, H, W), not {tuple(b.shape)}")
@@ -196,7 +186,7 @@ def guided_backpropagation(
         z = model(v)
     if not mode.seen:
         raise ValueError("guided backpropagation changes the ReLUs of a model, and this model has none: use saliency")
-    return gradient_at(score(z, target), v, create_graph=create_graph).abs().amax(1)
+    return differentiate(score(z, target), v, create_graph=create_graph).abs().amax(1)
 
 
 @per_image

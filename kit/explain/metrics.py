@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kit.core
-from kit.core import check_images, chunk_size, laid_out, logits, per_image, uniform
+from kit.core import alike, check_images, chunk_size, laid_out, logits, per_image, uniform
 from kit.explain.gradient import score
 
 STEPS = 32  # points of an insertion or deletion curve
@@ -41,7 +41,7 @@ def blurred(x: Tensor, size: int = BLUR) -> Tensor:
     return F.conv2d(F.conv2d(x, line[..., None], groups=x.shape[1]), line[:, :, None], groups=x.shape[1])
 
 
-@per_image(split=("relevance",))
+@per_image
 def deletion(
     model: nn.Module, x: Tensor, relevance: Tensor, target: Tensor | None = None, *, fill: float | None = 0.0,
     steps: int = STEPS, curve: bool = False,
@@ -56,7 +56,7 @@ def deletion(
     return _replaced(model, x, x, gone, relevance, target, steps, curve)
 
 
-@per_image(split=("relevance",))
+@per_image
 def insertion(
     model: nn.Module, x: Tensor, relevance: Tensor, target: Tensor | None = None, *, fill: float | None = None,
     steps: int = STEPS, curve: bool = False,
@@ -157,7 +157,7 @@ def sparsity(relevance: Tensor) -> Tensor:
     return 1 - 2 * (ordered * weight).sum(1) / ordered.sum(1).clamp_min(1e-30)
 
 
-@per_image(split=("relevance", "baseline"))
+@per_image
 def completeness(
     model: nn.Module, x: Tensor, relevance: Tensor, target: Tensor | None = None, *,
     baseline: float | Tensor | None = 0.0,
@@ -178,6 +178,7 @@ def completeness(
     return (relevance.detach().flatten(1).sum(1) - change).abs() / change.abs().clamp_min(1e-30)
 
 
+@per_image
 def infidelity(
     model: nn.Module, x: Tensor, relevance: Tensor, target: Tensor | None = None, *, samples: int = 64,
     fill: float = 0.0, generator: torch.Generator | None = None,
@@ -189,29 +190,23 @@ def infidelity(
     see the same squares. Cost: `samples` + 1 forward passes.
     Source: Yeh et al., On the (in)fidelity and sensitivity of explanations, NeurIPS 2019, section 2.
     """
-    check_images(x)
+    _maps(relevance, x)
     h, w = x.shape[2:]
-    draws = uniform(x.new_empty(samples, 3, device="cpu"), generator)
+    draws = uniform(x.new_empty(samples, 3, device="cpu"), alike(generator))
     side = (1 + draws[:, 0] * (min(h, w) // 2)).floor()
     top, left = (draws[:, 1] * (h - side + 1)).floor(), (draws[:, 2] * (w - side + 1)).floor()
     rows, columns = torch.arange(h), torch.arange(w)
     down = (rows >= top[:, None]) & (rows < (top + side)[:, None])
     across = (columns >= left[:, None]) & (columns < (left + side)[:, None])
     squares = (down[:, :, None] & across[:, None]).to(x.device)
-    return _infidelity(model, x, relevance, target, squares=squares, fill=fill)
-
-
-@per_image(split=("relevance",))
-def _infidelity(model, x, relevance, target=None, *, squares, fill):
-    _maps(relevance, x)
     with torch.no_grad():
         z = model(x)
         target = z.argmax(1) if target is None else target
         drops = []
         for part in squares.split(max(1, chunk_size(x) // len(x))):
             hidden = model(laid_out(torch.where(part[None, :, None], fill, x[:, None]).flatten(0, 1)))
-            left = score(hidden, target.repeat_interleave(len(part))).view(len(x), -1)
-            drops.append(score(z, target)[:, None] - left)
+            kept = score(hidden, target.repeat_interleave(len(part))).view(len(x), -1)
+            drops.append(score(z, target)[:, None] - kept)
         drop = torch.cat(drops, 1)
         promised = relevance.flatten(1).to(x.dtype) @ squares.flatten(1).to(x.dtype).T
         both = (promised * drop).sum(1).clamp(min=0).square()

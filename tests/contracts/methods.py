@@ -27,7 +27,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "jsma": {"gamma": 0.1},
     "pgd": {"steps": 5, "restarts": 3},
     "evade": {"steps": 5},
-    "square": {"max_queries": 12, "p": 0.2},
+    "square": {"max_queries": 40, "p": 0.2},
     "feature_adversary": {"steps": 5, "eps": 0.1},
     "train_transformation": {"outer": 2, "inner": 2},
     "smoothgrad": {"samples": 3},

@@ -99,7 +99,7 @@ def test_a_term_beside_others_does_not_hide_a_gradient_that_vanishes(linear):
 
 def test_a_model_without_a_gradient_is_refused(linear):
     images, _, x, _ = live(linear, 3)
-    with pytest.raises(ValueError, match="no gradient to the images"):
+    with pytest.raises(ValueError, match="has no gradient"):
         images.grad(torch.zeros(3), leaf(x))
 
 

@@ -20,7 +20,7 @@ from kit.core import (
 )
 
 
-@per_image(split=("weight",))
+@per_image
 def brighten(model, x, y, *, by=0.1, weight=None, generator=None, trace=None):
     if trace is not None:
         trace.add(y.float(), x)
