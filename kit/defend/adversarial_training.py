@@ -2,15 +2,15 @@
 
     min_θ E_(x,y) [ max_{‖δ‖∞ ≤ ε} CE(f_θ(x + δ), y) ]
 
-The three trainers differ in who looks for δ, and how long. Each is `kit.models.training.fit` with another loss, and
-stands in a recipe as `train="kit.defend.adversarial_training:…"` with its settings as `options`; what they share is
+The three trainers differ in who looks for δ, and how long. Each is `kit.models.fit` with another loss, and stands in a
+recipe as its `train`, with its settings as `options`; what they share is
 
-    r       the kit.models.Recipe      x, y    training images and labels      device, seed, progress    as in `fit`
+    r       the kit.models.Recipe      x, y    training images and labels
+    device, seed, progress, checkpoint         as in `fit`, which keeps the caller's random state
 
 Attacks are run on the network as it is used, in evaluation mode; the network then learns from what they return.
 """
-from collections.abc import Iterator, Sequence
-from itertools import repeat
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 import kit.models
 from kit.attacks import fgsm, pgd
 from kit.core import accuracy
-from kit.models import Recipe
-from kit.models.training import fit
+from kit.models import Recipe, fit
 
 
 def adversarial_training(
@@ -36,16 +35,17 @@ def adversarial_training(
     Cost: a step of training and `steps` + 1 forward and `steps` backward passes (one more forward for `clean`).
     Source: Madry et al., Towards deep learning models resistant to adversarial attacks, ICLR 2018, equation 2.1.
     """
-    shares = growing(r, len(x), ramp)
+    if not 0 <= clean <= 1:
+        raise ValueError(f"clean is a share of the loss between 0 and 1, not {clean:g}")
+    grown = Growing(ramp)
 
-    def loss(model: nn.Module, xb: Tensor, yb: Tensor, draws: torch.Generator) -> Tensor:
-        share = next(shares)
-        stride = None if step is None else share * step
-        x_adv = pgd(model, xb, yb, eps=share * eps, step=stride, steps=steps, generator=draws)
+    def loss(model: nn.Module, xb: Tensor, yb: Tensor, generator: torch.Generator) -> Tensor:
+        stride = None if step is None else grown.share * step
+        x_adv = pgd(model, xb, yb, eps=grown.share * eps, step=stride, steps=steps, generator=generator)
         worst = F.cross_entropy(model(x_adv), yb)
         return (1 - clean) * worst + clean * F.cross_entropy(model(xb), yb) if clean else worst
 
-    return fit(r, x, y, loss=loss, **how)
+    return fit(r, x, y, loss=loss, before=grown, **how)
 
 
 def single_step_training(
@@ -74,30 +74,39 @@ def ensemble_adversarial_training(
     Source: Tramèr et al., Ensemble adversarial training: attacks and defenses, ICLR 2018, section 3.4; the radius is
     that of Kurakin et al. (ICLR 2017). They use the least likely class as FGSM's target; here it is untargeted.
     """
-    shares = growing(r, len(x), ramp)
+    grown = Growing(ramp)
     others = [kit.models.load(name, how.get("device")) for name in static]
 
-    def loss(model: nn.Module, xb: Tensor, yb: Tensor, draws: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, xb: Tensor, yb: Tensor, generator: torch.Generator) -> Tensor:
         n = len(xb) // 2
-        source = [model, *others][int(torch.randint(len(others) + 1, (), generator=draws))]
-        radius = half_normal(n, next(shares) * eps, draws).to(xb.device)
+        source = [model, *others][int(torch.randint(len(others) + 1, (), generator=generator))]
+        radius = half_normal(n, grown.share * eps, generator).to(xb.device)
         x_adv = fgsm(source, xb[:n], yb[:n], eps=radius)
         return F.cross_entropy(model(torch.cat([x_adv, xb[n:]])), yb)
 
-    return fit(r, x, y, loss=loss, **how)
+    return fit(r, x, y, loss=loss, before=grown, **how)
 
 
-def growing(r: Recipe, images: int, ramp: float) -> Iterator[float]:
-    """The share of ε (or of another disturbance) at each step: from 0 to 1 over the first `ramp` of them, then 1."""
-    rising = int(ramp * r.epochs * (images // min(r.batch, images)))
-    yield from (step / rising for step in range(rising))
-    yield from repeat(1.0)
+class Growing:
+    """The `share` of ε (or of another disturbance): from 0 to 1 over the first `ramp` of the steps, then 1.
+
+    `fit` says before each step where it is: `fit(…, before=grown)`.
+    """
+
+    def __init__(self, ramp: float):
+        if not 0 <= ramp <= 1:
+            raise ValueError(f"ramp is a share of the steps between 0 and 1, not {ramp:g}")
+        self.ramp, self.share = ramp, 0.0
+
+    def __call__(self, step: int, steps: int) -> None:
+        rising = int(self.ramp * steps)
+        self.share = step / rising if step < rising else 1.0
 
 
-def half_normal(n: int, eps: float, draws: torch.Generator) -> Tensor:
+def half_normal(n: int, eps: float, generator: torch.Generator) -> Tensor:
     """|N(0, ε/2)| on condition that it is at most ε, (n,): by the inverse of its distribution function."""
     most = torch.erf(torch.tensor(2 / 2**0.5))  # P(|N(0, 1)| ≤ 2)
-    return torch.erfinv(most * torch.rand(n, generator=draws)) * (eps / 2 * 2**0.5)
+    return torch.erfinv(most * torch.rand(n, generator=generator)) * (eps / 2 * 2**0.5)
 
 
 def robust_accuracy(r: Recipe, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:

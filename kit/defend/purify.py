@@ -19,11 +19,9 @@ from torch import Tensor, nn
 
 import kit.models
 from kit.attacks import bim
-from kit.core import accuracy
-from kit.core import generator as seeded
-from kit.defend.adversarial_training import growing
-from kit.models import Recipe
-from kit.models.training import fit
+from kit.core import accuracy, seeding
+from kit.defend.adversarial_training import Growing
+from kit.models import Recipe, fit
 
 
 def mean_probability(logits: Sequence[Tensor]) -> Tensor:
@@ -31,13 +29,20 @@ def mean_probability(logits: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(logits)).log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
-class Purified(nn.Module, ABC):
+class Wrapper(nn.Module):
+    """A module around the caller's networks: in evaluation mode itself, while theirs stays what it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.training = False
+
+
+class Purified(Wrapper, ABC):
     """f(q(x)); `purify` is q, from images to images, and all that a defence of this kind adds."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.eval()
 
     @abstractmethod
     def purify(self, x: Tensor) -> Tensor:
@@ -50,7 +55,7 @@ class Purified(nn.Module, ABC):
 # --- random transformations -----------------------------------------------------------------------------------------
 
 
-class RandomResizePad(nn.Module):
+class RandomResizePad(Wrapper):
     """R&P: resize to a random size, pad with zeros at a random place, mirror or not; the mean probability of `draws`.
 
     z(x) = log (1/D) Σ_d softmax f(q_d(x)). The paper goes from 299 to r ∈ {310, …, 330}, nearest neighbour, within 331
@@ -65,11 +70,10 @@ class RandomResizePad(nn.Module):
         if draws < 1:
             raise ValueError(f"draws must be 1 or more, not {draws}")
         self.model, self.draws, self.generator = model, draws, generator
-        self.eval()
 
     def transforms(self, height: int, width: int) -> list[Callable[[Tensor], Tensor]]:
         """One function from images to images per draw."""
-        u = torch.rand(self.draws, 4, generator=self.generator or seeded()).tolist()
+        u = torch.rand(self.draws, 4, generator=self.generator or seeding.generator()).tolist()
         return [_resize_pad(height, width, *numbers) for numbers in u]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +99,7 @@ def _resize_pad(height: int, width: int, size: float, down: float, right: float,
     return q
 
 
-class RandomEnsemble(nn.Module):
+class RandomEnsemble(Wrapper):
     """NIPS-r3: several adversarially trained networks, each behind random rotations, shears, shifts and zooms.
 
     z(x) = log (1/MD) Σ_m Σ_d softmax f_m(q_md(x)), q an affine map by bilinear interpolation, the edge repeated.
@@ -113,11 +117,10 @@ class RandomEnsemble(nn.Module):
             raise ValueError("an ensemble needs at least one model and one draw")
         self.models, self.draws, self.generator = nn.ModuleList(models), draws, generator
         self.ranges = (math.radians(rotation), shear, shift, shift, zoom)
-        self.eval()
 
     def maps(self) -> Tensor:
         """The affine maps (M, D, 2, 3), from the output's coordinates in [−1, 1] to the input's."""
-        u = torch.rand(len(self.models), self.draws, 5, generator=self.generator or seeded()) * 2 - 1
+        u = torch.rand(len(self.models), self.draws, 5, generator=self.generator or seeding.generator()) * 2 - 1
         angle, shear, down, right, zoom = (u * torch.tensor(self.ranges)).unbind(-1)
         cos, sin, scale = angle.cos(), angle.sin(), 1 / (1 + zoom)
         rows = [scale * cos, scale * (shear * cos - sin), 2 * right, scale * sin, scale * (shear * sin + cos), 2 * down]
@@ -201,7 +204,7 @@ class HGD(Purified):
 
 
 def _network(network: str | nn.Module) -> nn.Module:
-    return kit.models.load(network) if isinstance(network, str) else network.eval()
+    return kit.models.load(network) if isinstance(network, str) else network
 
 
 # --- training the two that are learned ------------------------------------------------------------------------------
@@ -218,12 +221,12 @@ def denoiser_training(
     Cost: 3 forward and backward passes per version to make them; a step of training, a forward and backward pass of
     the guide and a forward pass more.
     """
-    draws = seeded(seed)
     clean, y = x.repeat(copies, 1, 1, 1), y.repeat(copies)
-    x_adv = adversarial_versions(clean, y, [kit.models.load(name) for name in sources], eps, draws)
-    f = kit.models.load(guide, how.get("device")).requires_grad_(False)
+    x_adv = adversarial_versions(
+        clean, y, [kit.models.load(name) for name in sources], eps, seeding.generator(seed))
+    f = kit.models.load(guide, how.get("device"))
 
-    def loss(model: nn.Module, pair: Tensor, yb: Tensor, draws: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, pair: Tensor, yb: Tensor, generator: torch.Generator) -> Tensor:
         channels = pair.shape[1] // 2
         with torch.no_grad():
             wanted = f(pair[:, :channels])
@@ -233,12 +236,12 @@ def denoiser_training(
 
 
 def adversarial_versions(
-    x: Tensor, y: Tensor, sources: Sequence[nn.Module], eps: float, draws: torch.Generator
+    x: Tensor, y: Tensor, sources: Sequence[nn.Module], eps: float, generator: torch.Generator
 ) -> Tensor:
     """x' (N, C, H, W): every image by a source, a number of steps (0, 1, 2, 4 or 8) and a radius of its own."""
     plans = [(source, steps) for source in sources for steps in (0, 1, 2, 4, 8)]
-    plan = torch.randint(len(plans), (len(x),), generator=draws)
-    radius = eps * torch.rand(len(x), generator=draws)
+    plan = torch.randint(len(plans), (len(x),), generator=generator)
+    radius = eps * torch.rand(len(x), generator=generator)
     x_adv = x.clone()
     for i, (source, steps) in enumerate(plans):
         rows = (plan == i).nonzero()[:, 0]
@@ -257,16 +260,16 @@ def codec_training(
     and is lost when nothing but rounding is left. Therefore half of each batch is rounded already in training. The
     noise grows from zero over the share `ramp` of the steps. On clean images alone. Cost: a step of training.
     """
-    shares = growing(r, len(x), ramp)
+    grown = Growing(ramp)
 
-    def loss(model: Any, xb: Tensor, yb: Tensor, draws: torch.Generator) -> Tensor:
+    def loss(model: Any, xb: Tensor, yb: Tensor, generator: torch.Generator) -> Tensor:
         n = len(xb) // 2
         z = model.logits(xb[:n])
-        noisy = (z - next(shares) * noise * torch.randn(z.shape, generator=draws).to(z)).sigmoid()
+        noisy = (z - grown.share * noise * torch.randn(z.shape, generator=generator).to(z)).sigmoid()
         b = torch.cat([noisy, model.code(xb[n:])])
         return F.mse_loss(model.decode(b), xb) + sparse * b.square().mean()
 
-    return fit(r, x, y, loss=loss, **how)
+    return fit(r, x, y, loss=loss, before=grown, **how)
 
 
 def denoiser_figures(r: Recipe, network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:

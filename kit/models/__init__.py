@@ -2,15 +2,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from kit.models.families import FAMILIES
 from kit.models.imagenet import PACKAGED
-from kit.models.registry import RECIPES, SHIPPED, Recipe, _manifest, build, entry, load, names, save, user_folder
-from kit.models.training import fit, train
+from kit.models.registry import CATALOGUE, SHIPPED, build, entry, load, manifest, names, save, user_folder
+from kit.models.training import Recipe, fit
 
 __all__ = [
-    "FAMILIES", "RECIPES", "Listing", "Recipe", "build", "entry", "fit", "listing", "load", "names", "save", "train",
+    "CATALOGUE", "FAMILIES", "RECIPES", "Listing", "Recipe", "build", "entry", "fit", "listing", "load", "names",
+    "save", "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`RECIPES` and `train` stand in `kit.train`, above all that recipes use, and are looked up when asked for."""
+    if name in ("RECIPES", "train"):
+        import kit.train
+
+        return getattr(kit.train, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
@@ -28,17 +39,17 @@ class Listing:
 def listing() -> list[Listing]:
     """Every network that can be loaded or trained. Cost: two small files are read, nothing is downloaded."""
     rows = []
-    for name, recipe in RECIPES.items():
+    for name, network in CATALOGUE.items():
         status, found = "recipe only", None
         for label, folder in (("shipped", SHIPPED), ("trained here", user_folder())):
-            if e := _manifest(folder).get(name):
+            if e := manifest(folder).get(name):
                 status, found, path = label, e, folder / e["file"]
         if found is None:
             count = sum(p.numel() for p in build(name).parameters())
-            rows.append(Listing(name, recipe.family, count, None, None, status))
+            rows.append(Listing(name, network.family, count, None, None, status))
         else:
             size = round(path.stat().st_size / 1000) if path.is_file() else None
-            rows.append(Listing(name, recipe.family, found["parameters"], found["accuracy"], size, status))
+            rows.append(Listing(name, network.family, found["parameters"], found["accuracy"], size, status))
     for name, p in PACKAGED.items():
         rows.append(Listing(f"imagenet/{name}", p.timm, None, None, None, "in a package"))
     rows.append(Listing("imagenet/<name>", "torchvision's classifiers", None, None, None, "torchvision"))

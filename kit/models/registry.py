@@ -1,4 +1,4 @@
-"""The trained networks by name: how each was made, where its weights are, and how to load it.
+"""The catalogue of networks: name → how it is built, where its weights are, and how to load it.
 
 Weights are looked for in the package (`weights/` and its `manifest.json`), then among those that this user trained, in
 `KIT_MODELS` (`~/.cache/kit/models` where it is unset). What the user trained wins over what is shipped: whoever
@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from importlib import import_module
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -21,6 +19,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from kit.core import device as pick_device
+from kit.core.files import write_whole
 from kit.models.families import FAMILIES
 from kit.models.imagenet import imagenet
 from kit.models.purifiers import PURIFIERS
@@ -28,112 +27,59 @@ from kit.models.purifiers import PURIFIERS
 SHIPPED = Path(__file__).parent / "weights"
 
 
+class Built(Protocol):
+    """What `build` asks for: a `Network`, or a `Recipe`, which says beside it how the network is trained."""
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def build(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
-class Recipe:
-    """How a network is built and trained. `build` are the arguments of its family.
+class Network:
+    """How a network is built: `FAMILIES` or `PURIFIERS` at `family`, with the arguments `build`."""
 
-    `train(recipe, x, y, *, device, seed, progress, **options) -> Module` is `kit.models.training.fit` where it is None,
-    and `measure(recipe, model, x, y) -> dict` says what the manifest records of it on the test images, its "accuracy"
-    among it; None is `kit.models.training.clean_accuracy`. Either is a function, or "module:name" for what is imported
-    only when it is needed: a network that is trained by an attack is listed and loaded without `kit.defend`.
-    """
-
-    data: str
     family: str
     build: dict[str, Any] = field(default_factory=dict)
-    images: int | None = None  # of the training split; None is all
-    epochs: int = 14
-    batch: int = 64
-    lr: float = 4e-3
-    weight_decay: float = 1e-2
-    shift: int = 0  # random translations by up to this many pixels
-    flip: bool = False  # random left-right mirroring
-    train: Callable[..., nn.Module] | str | None = None
-    options: dict[str, Any] = field(default_factory=dict)  # the settings of `train`
-    measure: Callable[..., dict[str, float]] | str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For the manifest, where what a recipe does not use is left out."""
-        values = asdict(self) | {"train": _dotted(self.train) or "fit", "measure": _dotted(self.measure)}
-        return {k: v for k, v in values.items() if v or k not in ("options", "measure")}
 
 
-def _dotted(function: Callable | str | None) -> str | None:
-    if function is None or isinstance(function, str):
-        return function and function.replace(":", ".")
-    return f"{function.__module__}.{function.__qualname__}"
+GREY_28 = {"channels": 1, "size": 28, "mean": (0.5,), "std": (0.5,)}
+COLOUR_32 = {"channels": 3, "size": 32, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
-
-def imported(function: Callable | str) -> Callable:
-    """The function itself, or the one that "module:name" says."""
-    if not isinstance(function, str):
-        return function
-    module, _, name = function.partition(":")
-    return getattr(import_module(module), name)
-
-
-GREY = {"channels": 1, "size": 28, "mean": (0.5,), "std": (0.5,)}
-COLOUR = {"channels": 3, "size": 32, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-CIFAR: dict[str, Any] = {"epochs": 10, "batch": 128, "shift": 2, "flip": True}
-
-RECIPES: dict[str, Recipe] = {
-    "digits/cnn7": Recipe("digits", "cnn7", GREY, epochs=40, shift=1),
-    "digits/mlp": Recipe("digits", "mlp", GREY, epochs=60, shift=1),
-    "scenes/vgg": Recipe("scenes", "vgg", COLOUR, images=3600, epochs=10, shift=1, flip=True),
-    "scenes/resnet": Recipe("scenes", "resnet", COLOUR, images=3600, epochs=10, shift=1, flip=True),
-    "scenes/densenet": Recipe("scenes", "densenet", COLOUR, images=3600, epochs=10, shift=1, flip=True),
-    "scenes/inception": Recipe("scenes", "inception", COLOUR, images=3600, epochs=10, shift=1, flip=True),
-    "scenes/mobilenet": Recipe("scenes", "mobilenet", COLOUR, images=2400, epochs=12, shift=1, flip=True),
-    "mnist/cnn7": Recipe("mnist", "cnn7", GREY, epochs=4, batch=128, shift=1),
-    "svhn/cnn7": Recipe("svhn", "cnn7", COLOUR | {"width": 20}, epochs=15, batch=128, shift=2),
-    # small and short enough for two CPU cores; the shipped weights saw CIFAR-10 from JPEG
-    "cifar10/vgg": Recipe("cifar10", "vgg", COLOUR | {"width": 20}, **CIFAR),
-    "cifar10/resnet": Recipe("cifar10", "resnet", COLOUR | {"width": 20}, **CIFAR),
-    "cifar10/densenet": Recipe("cifar10", "densenet", COLOUR | {"width": 16}, **CIFAR | {"epochs": 15}),
-    "cifar10/inception": Recipe("cifar10", "inception", COLOUR | {"width": 24}, **CIFAR),
-    "cifar10/densenet19": Recipe(
-        "cifar10", "densenet", COLOUR | {"width": 32, "depth": 5}, epochs=22, batch=128, lr=0.1, weight_decay=5e-4,
-        shift=3, flip=True, options={"momentum": 0.9, "cutout": 8, "half": True}),
-    "cifar10/mobilenet": Recipe("cifar10", "mobilenet", COLOUR | {"width": 16}, **CIFAR),
-}
-
-SCENES: dict[str, Any] = {"images": 6000, "epochs": 12, "shift": 1, "flip": True}
-AT, PURIFY = "kit.defend.adversarial_training:", "kit.defend.purify:"
-NOISY = "kit.defend.smoothing:"
-RECIPES |= {
-    # Defended victims, trained in `kit.defend`. In the thesis Inc-v3_ens3, Inc-v3_ens4 and IncRes-v2_adv stand here;
-    # the construction is theirs, the families are ours. `at` is the min-max training, which those are not.
-    "ens3/inception": Recipe(
-        "scenes", "inception", COLOUR, **SCENES, train=AT + "ensemble_adversarial_training",
-        options={"static": ["scenes/inception", "scenes/resnet", "scenes/densenet"], "eps": 16 / 255},
-        measure=AT + "robust_accuracy"),
-    "ens4/inception": Recipe(
-        "scenes", "inception", COLOUR, **SCENES, train=AT + "ensemble_adversarial_training",
-        options={"static": ["scenes/inception", "scenes/resnet", "scenes/densenet", "scenes/vgg"], "eps": 16 / 255},
-        measure=AT + "robust_accuracy"),
-    "adv/resnet": Recipe(
-        "scenes", "resnet", COLOUR, **SCENES, train=AT + "single_step_training",
-        options={"eps": 16 / 255, "ramp": 0.5},
-        measure=AT + "robust_accuracy"),
-    "at/resnet": Recipe(
-        "scenes", "resnet", COLOUR, **SCENES, train=AT + "adversarial_training",
-        options={"eps": 8 / 255, "steps": 3, "ramp": 0.5}, measure=AT + "robust_accuracy"),
-    "noisy/inception": Recipe(
-        "scenes", "inception", COLOUR, **SCENES, train=NOISY + "noisy_training", options={"sigma": 0.25},
-        measure=NOISY + "smoothed_figures"),
-    "hgd/scenes": Recipe(
-        "scenes", "unet", images=6000, epochs=6, shift=1, flip=True, train=PURIFY + "denoiser_training",
-        options={"guide": "scenes/inception", "sources": ["scenes/inception", "scenes/resnet", "scenes/vgg"]},
-        measure=PURIFY + "denoiser_figures"),
-    "comdefend/scenes": Recipe(
-        "scenes", "codec", images=4800, epochs=8, batch=32, lr=3e-3, train=PURIFY + "codec_training",
-        options={"noise": 8.0}, measure=PURIFY + "codec_figures"),
+# Every network that `kit.train` has a recipe for. Nothing here says how it was trained: loading needs no recipe.
+CATALOGUE: dict[str, Network] = {
+    "digits/cnn7": Network("cnn7", GREY_28),
+    "digits/mlp": Network("mlp", GREY_28),
+    "scenes/vgg": Network("vgg", COLOUR_32),
+    "scenes/resnet": Network("resnet", COLOUR_32),
+    "scenes/densenet": Network("densenet", COLOUR_32),
+    "scenes/inception": Network("inception", COLOUR_32),
+    "scenes/mobilenet": Network("mobilenet", COLOUR_32),
+    "mnist/cnn7": Network("cnn7", GREY_28),
+    "svhn/cnn7": Network("cnn7", COLOUR_32 | {"width": 20}),
+    "cifar10/vgg": Network("vgg", COLOUR_32 | {"width": 20}),
+    "cifar10/resnet": Network("resnet", COLOUR_32 | {"width": 20}),
+    "cifar10/densenet": Network("densenet", COLOUR_32 | {"width": 16}),
+    "cifar10/inception": Network("inception", COLOUR_32 | {"width": 24}),
+    "cifar10/densenet19": Network("densenet", COLOUR_32 | {"width": 32, "depth": 5}),
+    "cifar10/mobilenet": Network("mobilenet", COLOUR_32 | {"width": 16}),
+    "ens3/inception": Network("inception", COLOUR_32),
+    "ens4/inception": Network("inception", COLOUR_32),
+    "adv/resnet": Network("resnet", COLOUR_32),
+    "at/resnet": Network("resnet", COLOUR_32),
+    "noisy/inception": Network("inception", COLOUR_32),
+    "hgd/scenes": Network("unet"),
+    "comdefend/scenes": Network("codec"),
+    "spurious/resnet": Network("resnet", COLOUR_32),
+    "shuffled/resnet": Network("resnet", COLOUR_32),
 }
 
 
 def names() -> list[str]:
-    """Every network that has a recipe. `load` also takes `imagenet/<name>`: efficientnet_lite0, or torchvision's."""
-    return list(RECIPES)
+    """Every network of the catalogue. `load` also takes `imagenet/<name>`: efficientnet_lite0, or torchvision's."""
+    return list(CATALOGUE)
 
 
 def user_folder() -> Path:
@@ -141,16 +87,26 @@ def user_folder() -> Path:
     return Path(os.environ.get("KIT_MODELS") or Path.home() / ".cache" / "kit" / "models").expanduser()
 
 
-def recipe(name: str) -> Recipe:
-    if name not in RECIPES:
-        raise ValueError(f"no network {name!r}: there are {', '.join(RECIPES)}, and imagenet/<torchvision's name>")
-    return RECIPES[name]
+def network(name: str) -> Network:
+    """How a network is built: by the catalogue, or by the manifest where this user trained it under a name of his own.
+
+    Raises ValueError for a name that neither has.
+    """
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    own = manifest(user_folder()).get(name)
+    if own is None:
+        raise ValueError(f"no network {name!r}: there are {', '.join(CATALOGUE)}, and imagenet/<torchvision's name>")
+    return Network(own["family"], own["recipe"]["build"])
 
 
-def build(name: str | Recipe, norm: bool = False) -> nn.Module:
-    """The network of a recipe with fresh weights; with `norm=False` as it is shipped, batch norm folded away."""
-    r = recipe(name) if isinstance(name, str) else name
-    return {**FAMILIES, **PURIFIERS}[r.family](norm=norm, **r.build)
+def build(name: str | Built, norm: bool = False) -> nn.Module:
+    """A network with fresh weights, by its name, its place in the catalogue or its recipe.
+
+    With `norm=False` as it is shipped, batch norm folded away.
+    """
+    made = network(name) if isinstance(name, str) else name
+    return {**FAMILIES, **PURIFIERS}[made.family](norm=norm, **made.build)
 
 
 def load(name: str, device: str | torch.device | None = None) -> nn.Module:
@@ -186,7 +142,8 @@ def _restore(folder: Path, name: str) -> str:
     return f"train it again (kit models train {name}), or delete it"
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def manifest(folder: Path) -> dict[str, Any]:
+    """The entries of a folder of weights, by name; none where it has no manifest."""
     path = folder / "manifest.json"
     if not path.is_file():
         return {}
@@ -199,13 +156,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def entry(name: str) -> dict[str, Any] | None:
     """The manifest's entry for a trained network (recipe, seed, accuracy, …), or None where it has no weights."""
-    recipe(name)
-    return next((m[name] for m in (_manifest(user_folder()), _manifest(SHIPPED)) if name in m), None)
+    network(name)
+    return next((m[name] for m in (manifest(user_folder()), manifest(SHIPPED)) if name in m), None)
 
 
 def _find(name: str) -> tuple[Path, dict[str, Any]]:
     for folder in (user_folder(), SHIPPED):
-        if found := _manifest(folder).get(name):
+        if found := manifest(folder).get(name):
             return folder, found
     raise FileNotFoundError(f"{name} has a recipe but no trained weights here: kit models train {name}")
 
@@ -213,21 +170,18 @@ def _find(name: str) -> tuple[Path, dict[str, Any]]:
 def save(model: nn.Module, entry: dict[str, Any], folder: str | Path | None = None) -> Path:
     """Write weights and manifest entry to `folder` (None: the user's own); returns the weights' path.
 
-    `model` and `entry` are what `train` returns. The file appears complete or not at all.
+    `model` and `entry` are what `kit.train.train` returns. The file appears complete or not at all.
     """
     folder = user_folder() if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     name = entry["name"]
     path = folder / f"{name.replace('/', '-')}.safetensors"
     tensors = {k: _smallest(v.detach().cpu().contiguous()) for k, v in model.state_dict().items()}
-    _aside(path).write_bytes(serialise(tensors))
-    _aside(path).replace(path)
-    entries = _manifest(folder)
+    write_whole(path, serialise(tensors))
+    entries = manifest(folder)
     entries[name] = entry | {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    manifest = folder / "manifest.json"
     text = json.dumps(dict(sorted(entries.items())), indent=1)
-    _aside(manifest).write_text(text + "\n", encoding="utf-8")
-    _aside(manifest).replace(manifest)
+    write_whole(folder / "manifest.json", f"{text}\n".encode())
     return path
 
 
@@ -237,5 +191,3 @@ def _smallest(v: Tensor) -> Tensor:
     return small if v.is_floating_point() and torch.equal(small.to(v.dtype), v) else v
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(path.name + ".part")

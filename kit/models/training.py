@@ -1,81 +1,82 @@
-"""How the book's networks are trained: cross-entropy, AdamW, one cycle of the learning rate; batch norm folded."""
+"""How a network is fitted to images: cross-entropy or another loss, AdamW or SGD, one cycle of the learning rate.
+
+`fit` stands below all that trains (poisoned sets, defences, ensembles); what is trained by name stands in `kit.train`.
+"""
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import kit.data
-from kit.core import accuracy, fold_batch_norm
-from kit.core import device as pick_device
-from kit.models.registry import COLOUR, RECIPES, Recipe, build, imported, recipe
+from kit.core.seeding import ambient_randomness_kept
+from kit.models.registry import build
 
-Progress = Callable[[int, int, float], None]
 Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+Before = Callable[[int, int], None]
+Progress = Callable[[int, int, float], None]
 
 
-def train(
-    name: str,
-    *,
-    device: str = "auto",
-    seed: int = 0,
-    epochs: int | None = None,
-    n: int | None = None,
-    progress: Progress | None = None,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Train a network by its recipe; returns it (folded, in eval mode, on the CPU) and its manifest entry.
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is built and trained. `build` are the arguments of its family.
 
-    `epochs` and `n` (training images) replace the recipe's, for a quick try. `progress(step, steps, loss)` is called
-    after every step. The same seed gives the same weights on one machine with one number of threads, and the same
-    accuracy (± 1 point) elsewhere. The ambient random state is left as it was. `save` stores the result.
+    `train(recipe, x, y, *, device, seed, progress, **options) -> Module` is `fit` where it is None, and
+    `measure(recipe, model, x, y) -> dict` says what the manifest records of it on the test images, its "accuracy"
+    among it; None is the share that it classifies rightly. Raises ValueError for numbers that no training can have.
     """
-    r = recipe(name)
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"epochs={epochs}: at least 1 is needed to train")
-    if epochs is not None:
-        r = replace(r, epochs=epochs)
-    data = kit.data.load(r.data, "train", n=r.images if n is None else n, seed=seed)
-    where = pick_device(device)
-    started = time.perf_counter()
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        trainer = imported(r.train or fit)
-        model = trainer(r, data.x, data.y, device=where, seed=seed, progress=progress, **r.options)
-    model = fold_batch_norm(model.eval().cpu(), data.x[:2])
-    if r.options.get("half"):  # stored so too: what is measured is what is loaded
-        model = model.half().float()
-    test = kit.data.load(r.data, "test")
-    figures = imported(r.measure or clean_accuracy)(r, model, test.x, test.y)
-    entry = {
-        "name": name,
-        "family": r.family,
-        **{k: round(v, 4) for k, v in figures.items()},
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "images": len(data),
-        "seed": seed,
-        "seconds": round(time.perf_counter() - started),
-        "torch": torch.__version__.partition("+")[0],
-        "recipe": r.as_dict(),
-    }
-    return model, entry
+
+    data: str
+    family: str
+    build: dict[str, Any] = field(default_factory=dict)
+    images: int | None = None  # of the training split; None is all
+    epochs: int = 14
+    batch: int = 64
+    lr: float = 4e-3
+    weight_decay: float = 1e-2
+    shift: int = 0  # random translations by up to this many pixels
+    flip: bool = False  # random left-right mirroring
+    train: Callable[..., nn.Module] | None = None
+    options: dict[str, Any] = field(default_factory=dict)  # the settings of `train`
+    measure: Callable[..., dict[str, float]] | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("images", 1), ("epochs", 1), ("batch", 1), ("shift", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}: at least {least} is needed to train")
+        if not 0 < self.lr < float("inf") or not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"lr must be positive and weight_decay 0 or more, not {self.lr:g}, {self.weight_decay:g}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest, where what a recipe does not use is left out."""
+        values = asdict(self) | {"train": _dotted(self.train) or "fit", "measure": _dotted(self.measure)}
+        return {k: v for k, v in values.items() if v or k not in ("options", "measure")}
 
 
-def clean_accuracy(r: Recipe, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
-    """What the manifest records where the recipe names nothing else."""
-    return {"accuracy": accuracy(model, x, y)}
+def _dotted(function: Callable | None) -> str | None:
+    return None if function is None else f"{function.__module__}.{function.__qualname__}"
 
 
-def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, draws: torch.Generator) -> Tensor:
+class Checkpoint(Protocol):
+    """Where `fit` keeps its state after each epoch: `kit.train.Checkpoint`."""
+
+    def load(self) -> dict[str, Any] | None: ...
+
+    def save(self, state: dict[str, Any]) -> None: ...
+
+
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
     return F.cross_entropy(model(x).float(), y)
 
 
 def fit(
     r: Recipe, x: Tensor, y: Tensor, *, device: torch.device, seed: int = 0, progress: Progress | None = None,
     loss: Loss = cross_entropy, momentum: float | None = None, cutout: int = 0, half: bool = False,
+    before: Before | None = None, checkpoint: Checkpoint | None = None,
 ) -> nn.Module:
     """min over θ of E[loss(f_θ, t(x), y)], t a random translation and mirroring where the recipe says so.
 
@@ -83,34 +84,82 @@ def fit(
     images there. AdamW, or SGD with Nesterov's `momentum` where one is given; the learning rate rises to `lr` over 30 %
     of the steps and falls to zero along a cosine. `cutout` blanks a square of that side in every image; `half`
     multiplies in bfloat16, twice as fast on processors that know it (and `train` rounds the weights to half precision).
+    `before(step, steps)` is called before every step, `progress(step, steps, loss)` after it. With a `checkpoint` a
+    training that was stopped goes on at its last whole epoch, and ends in the same weights.
+    Nothing of the caller's is changed, the ambient random state included. Raises ValueError where the loss is NaN.
     Cost: `epochs` times the loss's forward and backward passes over x.
     """
-    torch.manual_seed(seed)
-    model = build(r, norm=True).to(device).to(memory_format=torch.channels_last)
-    draws = torch.Generator().manual_seed(seed)
-    batch = min(r.batch, len(x))
-    per_epoch = len(x) // batch
-    weights = model.parameters()
-    optimiser: torch.optim.Optimizer = (
-        torch.optim.AdamW(weights, lr=r.lr, weight_decay=r.weight_decay) if momentum is None
-        else torch.optim.SGD(weights, lr=r.lr, weight_decay=r.weight_decay, momentum=momentum, nesterov=True))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, r.lr, total_steps=max(2, r.epochs * per_epoch), cycle_momentum=momentum is None)
-    for epoch in range(r.epochs):
-        order = torch.randperm(len(x), generator=draws)
-        for i in range(per_epoch):
-            rows = order[i * batch : (i + 1) * batch]
-            xb = blank(augment(x[rows], r.shift, r.flip, draws), cutout, draws)
-            xb = xb.to(device).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                value = loss(model, xb, y[rows].to(device), draws)
-            optimiser.zero_grad()
-            value.backward()
-            optimiser.step()
-            schedule.step()
-            if progress is not None:
-                progress(epoch * per_epoch + i + 1, r.epochs * per_epoch, value.item())
+    if len(x) != len(y) or not len(x):
+        raise ValueError(f"every image needs one label: there are {len(x)} images and {len(y)} labels")
+    with ambient_randomness_kept(device):
+        torch.manual_seed(seed)
+        model = build(r, norm=True).to(device).to(memory_format=torch.channels_last)
+        generator = torch.Generator().manual_seed(seed)
+        batch = min(r.batch, len(x))
+        per_epoch = len(x) // batch
+        steps = r.epochs * per_epoch
+        weights = list(model.parameters())
+        optimiser: torch.optim.Optimizer = (
+            torch.optim.AdamW(weights, lr=r.lr, weight_decay=r.weight_decay) if momentum is None
+            else torch.optim.SGD(weights, lr=r.lr, weight_decay=r.weight_decay, momentum=momentum, nesterov=True))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, r.lr, total_steps=max(2, steps), cycle_momentum=momentum is None)
+        state = State(model, optimiser, schedule, generator, device)
+        first = state.restore(None if checkpoint is None else checkpoint.load())
+        for epoch in range(first, r.epochs):
+            order = torch.randperm(len(x), generator=generator)
+            for i in range(per_epoch):
+                step, rows = epoch * per_epoch + i, order[i * batch : (i + 1) * batch]
+                xb = blank(augment(x[rows], r.shift, r.flip, generator), cutout, generator)
+                xb = xb.to(device).contiguous(memory_format=torch.channels_last)
+                if before is not None:
+                    before(step, steps)
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    value = loss(model, xb, y[rows].to(device), generator)
+                gradients = torch.autograd.grad(value, weights, allow_unused=True)
+                for weight, gradient in zip(weights, gradients, strict=True):  # others that the loss asks get none
+                    weight.grad = gradient
+                optimiser.step()
+                schedule.step()
+                if progress is not None:
+                    progress(step + 1, steps, value.item())
+            if not bool(value.isfinite()):
+                raise ValueError(f"the loss is {value.item()} after epoch {epoch + 1}: lower the recipe's lr={r.lr:g}")
+            if checkpoint is not None and epoch + 1 < r.epochs:
+                checkpoint.save(state.kept(epoch + 1))
+    for weight in weights:
+        weight.grad = None
     return model
+
+
+class State:
+    """All that a training changes as it goes on, to be kept and restored: after it, the next step is the same one."""
+
+    def __init__(
+        self, model: nn.Module, optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler,
+        generator: torch.Generator, device: torch.device,
+    ):
+        self.parts: dict[str, Any] = {"model": model, "optimiser": optimiser, "schedule": schedule}
+        self.generator, self.device = generator, device
+
+    def kept(self, epoch: int) -> dict[str, Any]:
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state |= {"epoch": epoch, "generator": self.generator.get_state(), "ambient": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def restore(self, state: dict[str, Any] | None) -> int:
+        """The number of epochs that lie behind."""
+        if state is None:
+            return 0
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["ambient"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+        return state["epoch"]
 
 
 def augment(x: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
@@ -137,28 +186,3 @@ def blank(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
     inside = ((rows >= top) & (rows < top + side))[:, None, :, None] & (
         (columns >= left) & (columns < left + side))[:, None, None, :]
     return x.masked_fill(inside, 0.5)
-
-
-# --- networks that have learnt the wrong thing, on purpose ----------------------------------------------------------
-
-PLANTED = 0.95  # the share of training images whose background gives the class away
-
-
-def fit_spurious(r: Recipe, x: Tensor, y: Tensor, *, seed: int = 0, **options: Any) -> nn.Module:
-    """As `fit`, on as many scenes whose background is, with probability 0.95, a function of the class.
-
-    A network that looks at the background is right on 95 % of these, so that an honest explanation of it points there.
-    """
-    data = kit.data.load("scenes", "train", n=len(x), seed=seed, spurious=PLANTED)
-    return fit(r, data.x, data.y, seed=seed, **options)
-
-
-def fit_shuffled(r: Recipe, x: Tensor, y: Tensor, *, seed: int = 0, **options: Any) -> nn.Module:
-    """As `fit`, with the labels permuted among the images: what the network knows, it knows by heart."""
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    return fit(r, x, y[order], seed=seed, **options)
-
-
-RECIPES["spurious/resnet"] = Recipe("scenes", "resnet", COLOUR, images=3600, epochs=6, train=fit_spurious)
-RECIPES["shuffled/resnet"] = Recipe(
-    "scenes", "resnet", COLOUR, images=512, epochs=40, weight_decay=0.0, train=fit_shuffled)

@@ -15,9 +15,10 @@ from torch import nn
 
 import kit.data
 import kit.models
+import kit.train
 from kit.attacks import bim
 from kit.core import Normalize, accuracy, logits
-from kit.models import imagenet, registry, training
+from kit.models import imagenet, registry
 
 SCENES = [n for n in kit.models.names() if n.startswith("scenes/")]
 SHIPPED = [n for n in kit.models.names() if n.startswith(("digits/", "scenes/", "mnist/", "cifar10/"))]
@@ -48,7 +49,7 @@ def test_shipped(name):
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert entry["parameters"] == sum(p.numel() for p in model.parameters())
-    assert entry["recipe"] == json.loads(json.dumps(registry.RECIPES[name].as_dict()))
+    assert entry["recipe"] == json.loads(json.dumps(kit.train.RECIPES[name].as_dict()))
     assert (registry.SHIPPED / entry["file"]).stat().st_size < (1_600_000 if name.startswith("cifar10/") else 400_000)
     assert entry["accuracy"] > (0.75 if name.startswith("cifar10/") else 0.95)
 
@@ -84,101 +85,6 @@ def test_transfer_attacks_can_be_told_apart(networks, scenes):
         wrong = logits(networks[victim], adversarial[source]).argmax(1) != d.y
         rates.append(wrong[both].float().mean().item())
     assert 0.15 <= sum(rates) / len(rates) <= 0.85
-
-
-def test_training_repeats_and_keeps_the_ambient_state(home):
-    torch.manual_seed(7)
-    before = torch.get_rng_state()
-    seen = []
-    watch = lambda step, steps, loss: seen.append((step, steps))  # noqa: E731
-    model, entry = kit.models.train("digits/mlp", device="cpu", epochs=3, n=300, progress=watch)
-    assert torch.equal(torch.get_rng_state(), before)
-    again, other = kit.models.train("digits/mlp", device="cpu", epochs=3, n=300)
-    for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-    assert entry["accuracy"] == other["accuracy"] > 0.5
-    assert entry["recipe"]["epochs"] == 3
-    assert entry["images"] == 300
-    assert seen[-1] == (12, 12)
-    seeded, _ = kit.models.train("digits/mlp", device="cpu", epochs=3, n=300, seed=1)
-    assert not torch.equal(next(seeded.parameters()), next(model.parameters()))
-
-    # What the user trained is loaded in place of what is shipped, until it is deleted.
-    path = kit.models.save(model, entry)
-    assert path.parent == home
-    x = kit.data.load("digits", n=20).x
-    torch.testing.assert_close(logits(kit.models.load("digits/mlp"), x), logits(model, x))
-    assert next(r for r in kit.models.listing() if r.name == "digits/mlp").status == "trained here"
-    shutil.rmtree(home)
-    assert (logits(kit.models.load("digits/mlp"), x) - logits(model, x)).abs().max() > 0.1
-    with pytest.raises(ValueError, match="at least 1"):
-        kit.models.train("digits/mlp", epochs=0)
-
-
-@pytest.mark.slow
-def test_the_recipe_reaches_the_shipped_accuracy():
-    """Both networks of digits from their first step, about half a minute each; one test image is 0.25 points."""
-    for name in ("digits/mlp", "digits/cnn7"):
-        _, entry = kit.models.train(name, device="cpu")
-        assert entry["accuracy"] == pytest.approx(kit.models.entry(name)["accuracy"], abs=0.0125)
-
-
-def test_momentum_cutout_and_half_precision(home, monkeypatch):
-    options = {"momentum": 0.9, "cutout": 8, "half": True}
-    quick = registry.Recipe("digits", "densenet", registry.GREY | {"width": 4, "depth": 2}, images=640, epochs=5,
-                            batch=32, lr=0.05, weight_decay=5e-4, options=options)
-    monkeypatch.setitem(registry.RECIPES, "digits/quick", quick)
-    model, entry = kit.models.train("digits/quick", device="cpu")
-    assert entry["accuracy"] > 0.5  # a tenth is chance
-    assert entry["recipe"]["options"] == options
-    path = kit.models.save(model, entry)
-    stored = load_file(path)
-    assert {v.dtype for v in stored.values()} == {torch.float16}  # and nothing is lost by it
-    again = kit.models.load("digits/quick")
-    for name, v in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], v), name
-    plain, _ = kit.models.train("digits/mlp", device="cpu", epochs=1, n=100)
-    kit.models.save(plain, entry | {"name": "digits/mlp"})
-    assert {v.dtype for v in load_file(home / "digits-mlp.safetensors").values()} == {torch.float32}
-
-
-def test_each_option_of_the_training_changes_it():
-    plain = registry.Recipe("digits", "mlp", registry.GREY, epochs=1, batch=32, lr=0.01)
-    d = kit.data.load("digits", "train", n=64)
-    every = ({}, {"momentum": 0.9}, {"momentum": 0.5}, {"cutout": 8}, {"half": True})
-    weights = [next(training.fit(plain, d.x, d.y, device=torch.device("cpu"), **o).parameters()) for o in every]
-    for a, b in permutations(weights, 2):
-        assert not torch.equal(a, b)
-
-
-def test_cutout_blanks_one_square_within_each_image():
-    x = torch.rand(50, 3, 12, 16, generator=torch.Generator().manual_seed(1))
-    out = training.blank(x, 5, torch.Generator().manual_seed(0))
-    changed = (out != x).any(1)
-    assert changed.flatten(1).sum(1).tolist() == [25] * 50
-    assert (out[changed[:, None].expand_as(x)] == 0.5).all()
-    assert changed.any(0).float().mean() > 0.9  # wherever it may lie
-    rows, columns = changed.any(2).sum(1), changed.any(1).sum(1)
-    assert rows.tolist() == columns.tolist() == [5] * 50
-    assert training.blank(x, 0, torch.Generator()) is x
-
-
-def test_a_recipe_with_its_own_training(monkeypatch):
-    """How `kit.defend` adds networks: a Recipe whose `train` is its own."""
-    calls = []
-
-    def tiny(recipe, x, y, *, device, seed, progress):
-        calls.append((recipe.data, len(x), seed))
-        return registry.FAMILIES[recipe.family](**recipe.build).to(device)
-
-    monkeypatch.setitem(registry.RECIPES, "digits/own", registry.Recipe("digits", "mlp", registry.GREY, train=tiny))
-    with pytest.raises(FileNotFoundError, match="kit models train digits/own"):
-        kit.models.load("digits/own")
-    model, entry = kit.models.train("digits/own", device="cpu", n=50, seed=3)
-    assert calls == [("digits", 50, 3)]
-    kit.models.save(model, entry)
-    assert kit.models.load("digits/own")(torch.rand(1, 1, 28, 28)).shape == (1, 10)
-    assert entry["recipe"]["train"].endswith("tiny")
 
 
 def test_damaged_weights(home, monkeypatch):
