@@ -22,6 +22,15 @@ from kit.core import borrowed, chunks, features, generator, laid_out, normal
 from kit.detect.detector import Detector, by_class, rightly_classified
 
 
+def one_class_svm(phi: Tensor, **settings: Any) -> Any:
+    """scikit-learn's OneClassSVM, fitted on features (N, D), without a draw from NumPy's global random state."""
+    from sklearn.svm import OneClassSVM
+
+    svm = OneClassSVM(**settings)
+    svm.random_state = 0  # not an argument of this class, but its base draws a seed where it is None
+    return svm.fit(phi.cpu().numpy())
+
+
 class OneClassSVMs(ABC):
     """One layer's boundaries, one per class k: g_k(φ) > 0 where φ is usual for the class, below 0 where it is not.
 
@@ -93,10 +102,8 @@ class Bubbles(OneClassSVMs):
         return (phi - self.tensors["mean"]) @ self.tensors["axes"]
 
     def boundary(self, phi: Tensor) -> dict[str, Any]:
-        from sklearn.svm import OneClassSVM
-
         gamma = self.gamma / (phi.shape[1] * max(float(phi.var()), 1e-12))
-        svm = OneClassSVM(nu=self.nu, gamma=gamma).fit(phi.cpu().numpy())
+        svm = one_class_svm(phi, nu=self.nu, gamma=gamma)
         return {"vectors": svm.support_vectors_, "alpha": svm.dual_coef_[0], "rho": -svm.intercept_[0], "gamma": gamma}
 
     def g(self, phi: Tensor, **boundary: Tensor) -> Tensor:
@@ -115,9 +122,7 @@ class Hyperplanes(OneClassSVMs):
         return phi / self.tensors["length"]
 
     def boundary(self, phi: Tensor) -> dict[str, Any]:
-        from sklearn.svm import OneClassSVM
-
-        svm = OneClassSVM(kernel="linear", nu=self.nu).fit(phi.cpu().numpy())
+        svm = one_class_svm(phi, nu=self.nu, kernel="linear")
         length = max(float((svm.coef_[0] ** 2).sum() ** 0.5), 1e-12)
         return {"w": svm.coef_[0] / length, "rho": -svm.intercept_[0] / length}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from kit.models.families import FAMILIES
 from kit.models.imagenet import PACKAGED
 from kit.models.registry import CATALOGUE, SHIPPED, build, entry, load, manifest, names, save, user_folder
@@ -45,7 +47,8 @@ def listing() -> list[Listing]:
             if e := manifest(folder).get(name):
                 status, found, path = label, e, folder / e["file"]
         if found is None:
-            count = sum(p.numel() for p in build(name).parameters())
+            with torch.device("meta"):  # shapes alone
+                count = sum(p.numel() for p in build(name).parameters())
             rows.append(Listing(name, network.family, count, None, None, status))
         else:
             size = round(path.stat().st_size / 1000) if path.is_file() else None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kit.core import device as pick_device
 from kit.core.files import write_whole
+from kit.core.seeding import ambient_randomness_kept
 from kit.models.families import FAMILIES
 from kit.models.imagenet import imagenet
 from kit.models.purifiers import PURIFIERS
@@ -118,9 +119,10 @@ def load(name: str, device: str | torch.device | None = None) -> nn.Module:
     weights that are damaged, FileNotFoundError for a network that nobody has trained yet.
     """
     where = torch.device("cpu") if device is None else pick_device(str(device))
-    if name.startswith("imagenet/"):
-        return imagenet(name.removeprefix("imagenet/")).eval().to(where)
-    model = build(name)
+    with ambient_randomness_kept(torch.device("cpu")):  # a network is built with random weights before it gets its own
+        if name.startswith("imagenet/"):
+            return imagenet(name.removeprefix("imagenet/")).eval().to(where)
+        model = build(name)
     folder, entry = _find(name)
     path = folder / entry["file"]
     if not path.is_file():
