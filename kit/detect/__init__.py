@@ -3,9 +3,19 @@ from kit.detect.adaptive import evade
 from kit.detect.deep_validation import DeepValidation
 from kit.detect.density import BayesianUncertainty, Energy, KernelDensity
 from kit.detect.detector import AUC, REFUSED, Detector, roc_auc
-from kit.detect.squeezing import COLOUR, GREY, FeatureSqueezing, bit_depth, median, non_local_means
+from kit.detect.squeezing import (
+    COLOUR,
+    COLOUR_SQUEEZERS,
+    GREY,
+    GREY_SQUEEZERS,
+    FeatureSqueezing,
+    bit_depth,
+    median,
+    non_local_means,
+)
 
 __all__ = [
-    "AUC", "COLOUR", "GREY", "REFUSED", "BayesianUncertainty", "DeepValidation", "Detector", "Energy",
-    "FeatureSqueezing", "KernelDensity", "bit_depth", "evade", "median", "non_local_means", "roc_auc",
+    "AUC", "COLOUR", "COLOUR_SQUEEZERS", "GREY", "GREY_SQUEEZERS", "REFUSED", "BayesianUncertainty", "DeepValidation",
+    "Detector", "Energy", "FeatureSqueezing", "KernelDensity", "bit_depth", "evade", "median", "non_local_means",
+    "roc_auc",
 ]

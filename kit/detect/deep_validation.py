@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.core import borrowed, chunks, features, generator, laid_out, normal
-from kit.detect.detector import Detector, by_class, rightly_classified
+from kit.detect.detector import Detector, by_class, predicted, rightly_classified
 
 
 def one_class_svm(phi: Tensor, **settings: Any) -> Any:
@@ -224,8 +224,8 @@ class DeepValidation(Detector):
         if not all(svms.tensors for svms in self.svms.values()):
             raise ValueError("the validators are not fitted yet: call fit(training images, labels) first")
         with features(self.model, self.layers) as found:
-            predicted = self.model(x).argmax(1)
-        return torch.stack([-self.svms[i].distance(self._pooled(found[i]), predicted) for i in self.layers], 1)
+            classes = predicted(self.model(x))
+        return torch.stack([-self.svms[i].distance(self._pooled(found[i]), classes) for i in self.layers], 1)
 
     def discrepancy(self, x: Tensor) -> Tensor:
         return self.discrepancies(x).sum(1)
@@ -233,11 +233,6 @@ class DeepValidation(Detector):
     def singles(self, x: Tensor) -> Tensor:
         """The scores of the single validators (N, L), in chunks, without gradients; their sum is `score`."""
         return self._in_chunks(self.discrepancies, x)
-
-    def settings(self) -> dict[str, Any]:
-        return {"layers": list(self.layers), "grid": self.grid, "components": self.components, "nu": self.nu,
-                "gamma": self.gamma, "standardise": list(self.standardise), "per_class": self.per_class,
-                "spread": self.spread, "linear": list(self.linear)}
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"{layer}/{name}": t for layer, svms in self.svms.items() for name, t in svms.tensors.items()}

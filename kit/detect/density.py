@@ -10,13 +10,13 @@ logistic regression that is fitted on adversarial images; that needs to know the
 The third: Liu et al., Energy-based out-of-distribution detection, NeurIPS 2020.
 """
 import math
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from kit.core import borrowed, chunks, features, generator, laid_out, replace
-from kit.detect.detector import Detector, by_class, rightly_classified
+from kit.detect.detector import Detector, by_class, predicted, rightly_classified
 
 
 class KernelDensity(Detector):
@@ -37,22 +37,23 @@ class KernelDensity(Detector):
         with features(model, [layer]):  # a name that the model does not have is refused here
             pass
         self.layer, self.bandwidth, self.per_class = layer, bandwidth, per_class
+        self.given = bandwidth
         self.points: dict[str, Tensor] = {}
 
     def fit(self, x: Tensor, y: Tensor) -> Self:
         x, y = rightly_classified(self.model, x, y, self.per_class)
         with borrowed(self.model, x), torch.no_grad():
             phi = torch.cat([self._features(laid_out(x[rows]))[0] for rows in chunks(x)])
-        self.points = {str(int(k)): phi[y == k] for k in y.unique()}
-        if self.bandwidth is None:
-            self.bandwidth = self._likeliest()
+        points = {str(int(k)): phi[y == k] for k in y.unique()}
+        self.bandwidth = self._likeliest(points) if self.given is None else self.given
+        self.points = points
         return self
 
-    def _likeliest(self) -> float:
+    def _likeliest(self, points: dict[str, Tensor]) -> float:
         """argmax_h Σ_i log (1/(n−1)) Σ_{j≠i} N(φ_i; φ_j, h² I), over h from 1/100 to 1 of the features' spread."""
-        spread = math.sqrt(sum(float(p.var(0).sum()) for p in self.points.values()) / len(self.points))
-        apart = [torch.cdist(p, p).square().fill_diagonal_(torch.inf) for p in self.points.values()]
-        dims = next(iter(self.points.values())).shape[1]
+        spread = math.sqrt(sum(float(p.var(0).sum()) for p in points.values()) / len(points))
+        apart = [torch.cdist(p, p).square().fill_diagonal_(torch.inf) for p in points.values()]
+        dims = next(iter(points.values())).shape[1]
         widths = [spread * 10 ** (-2 + 2 * i / 39) for i in range(40)]
 
         def likelihood(h: float) -> float:
@@ -71,15 +72,12 @@ class KernelDensity(Detector):
         phi, z = self._features(x)
         width = 2 * self.bandwidth**2
 
-        def score(rows: Tensor, k: int) -> Tensor:
+        def value(rows: Tensor, k: int) -> Tensor:
             points = self.points[str(k)]
             squared = phi[rows].square().sum(1)[:, None] - 2 * phi[rows] @ points.T + points.square().sum(1)
             return math.log(len(points)) - (-squared / width).logsumexp(1)
 
-        return by_class(z.argmax(1), {int(k) for k in self.points}, score)
-
-    def settings(self) -> dict[str, Any]:
-        return {"layer": self.layer, "bandwidth": self.bandwidth, "per_class": self.per_class}
+        return by_class(predicted(z), {int(k) for k in self.points}, value)
 
     def tensors(self) -> dict[str, Tensor]:
         return self.points
@@ -115,9 +113,6 @@ class BayesianUncertainty(Detector):
 
         with replace(self.model, dict.fromkeys(self.layers, drop)):
             return torch.stack([self.model(x).softmax(1) for _ in range(self.passes)]).var(0).mean(1)
-
-    def settings(self) -> dict[str, Any]:
-        return {"layers": self.layers, "rate": self.rate, "passes": self.passes, "seed": self.seed}
 
 
 class Energy(Detector):

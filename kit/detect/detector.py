@@ -1,30 +1,29 @@
 """What all detectors share: fit, score, a threshold at a stated false-positive rate, prediction with a fail-safe."""
-import hashlib
-import json
 import math
 from collections.abc import Callable, Container
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kit.core import borrowed, check_images, check_labels, check_model, chunks, laid_out
+from kit.core.fitted import Fitted
 
 REFUSED = -1
 
 
-class Detector:
+class Detector(Fitted):
     """Decides whether an image is one that the model was made for.
 
         score s(x), higher = more suspicious      alarm ⇔ s(x) > τ      τ from held-out clean images, see `threshold`
 
-    A subclass gives `discrepancy(x) -> (N,)`, the score of one chunk, which can be differentiated by x, and where it
-    has something to fit, `fit(x, y)`. `score` runs it in chunks, in evaluation mode, with nothing leaked.
+    An image to which the model has no finite answer has no finite score, and raises an alarm as well. A subclass gives
+    `discrepancy(x) -> (N,)`, the score of one chunk, which can be differentiated by x, and where it has something to
+    fit, `fit(x, y)`, `tensors` and `restore`. `score` runs it in chunks, in evaluation mode, with nothing leaked.
     """
+
+    numbers: ClassVar[tuple[str, ...]] = ("tau",)
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -43,20 +42,21 @@ class Detector:
         return self.discrepancy(x)
 
     def score(self, x: Tensor) -> Tensor:
-        """s(x) (N,), higher = more suspicious, in chunks, without gradients."""
+        """s(x) (N,), higher = more suspicious, in chunks, without gradients; NaN where the model has no answer."""
         return self._in_chunks(self.discrepancy, x)
 
     def _in_chunks(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         check_images(x)
         with borrowed(self.model, x), torch.no_grad():
-            check_model(self.model, x)
+            check_model(Answered(self.model), x)
             return torch.cat([function(laid_out(x[rows])) for rows in chunks(x)])
 
     def threshold(self, x: Tensor, fpr: float = 0.05) -> float:
         """Set and return τ, the ⌈(n + 1)(1 − FPR)⌉-th smallest score of n clean images that were not fitted on.
 
         Then a further clean image raises an alarm with probability at most FPR (exchangeability is all that is
-        needed). Raises ValueError where n is too small to promise that rate. Never choose τ on what is to be detected.
+        needed). Raises ValueError where n is too small to promise that rate, or a score is NaN or infinite. Never
+        choose τ on what is to be detected.
         """
         if not 0 < fpr < 1:
             raise ValueError(f"fpr is a rate between 0 and 1, not {fpr:g}")
@@ -65,70 +65,56 @@ class Detector:
         if rank > len(x):
             raise ValueError(f"{len(x)} clean images cannot promise a false-positive rate of {fpr:g}: "
                              f"give at least {math.ceil(1 / fpr) - 1}")
-        self.tau = float(self.score(x).sort().values[rank - 1])
+        scores = self.score(x)
+        if not bool(scores.isfinite().all()):
+            raise ValueError(f"{int((~scores.isfinite()).sum())} of {len(x)} clean images have a score that is NaN or "
+                             "infinite: check the model, and what it does with them")
+        self.tau = float(scores.sort().values[rank - 1])
         return self.tau
 
     def alarm(self, x: Tensor) -> Tensor:
-        """Whether each image is refused, s(x) > τ: (N,) bool."""
+        """Whether each image is refused: (N,) bool, true unless s(x) is finite and at most τ."""
         if self.tau is None:
             raise ValueError("there is no threshold yet: call threshold(clean held-out images, fpr=…) first")
-        return self.score(x) > self.tau
+        scores = self.score(x)
+        return ~(scores.isfinite() & (scores <= self.tau))
 
     def predict(self, x: Tensor, fail_safe: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The model's labels (N,), and for refused images REFUSED (−1), or what `fail_safe(refused images)` answers.
 
+        Refused is what raises an alarm, and what the model has no finite answer to.
+
         The fail-safe action is whatever is safe to do where the model is not to be trusted: ask a person, another
         model, stop. Cost: one forward pass more than `score`.
         """
-        refused = self.alarm(x)
-        labels = self._in_chunks(lambda part: self.model(part).argmax(1), x)
+        alarm = self.alarm(x)
+        labels = self._in_chunks(lambda part: predicted(self.model(part)), x)
+        refused = alarm | (labels == REFUSED)
         labels[refused] = REFUSED
         if fail_safe is not None and bool(refused.any()):
-            labels[refused] = fail_safe(x[refused]).to(labels)
+            answers = fail_safe(x[refused])
+            if answers.shape != labels[refused].shape:
+                raise ValueError(f"fail_safe must answer one label per refused image, {int(refused.sum())} of them, "
+                                 f"not a tensor of shape {tuple(answers.shape)}")
+            labels[refused] = answers.to(labels)
         return labels
 
-    def save(self, path: str | Path) -> None:
-        """Write tensors and settings to a safetensors file, which holds no code: reading it runs none."""
-        about = {"detector": type(self).__name__, "settings": self.settings(), "tau": self.tau,
-                 "model": fingerprint(self.model)}
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors().items()}
-        save_file(tensors or {"empty": torch.zeros(1)}, path, metadata={"kit": json.dumps(about)})
 
-    @classmethod
-    def load(cls, path: str | Path, model: nn.Module) -> Self:
-        """Read what `save` wrote. Raises ValueError for another kind of file, or one fitted on another model."""
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("kit", "{}"))
-            if about.get("detector") != cls.__name__:
-                raise ValueError(f"{path} does not hold a {cls.__name__} but {about.get('detector', 'something else')}")
-            if about["model"] != fingerprint(model):
-                raise ValueError(f"{path} was fitted on a model with other weights: fit it again on this one")
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        detector = cls(model, **about["settings"])
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        detector.restore({name: t.to(device) for name, t in tensors.items()})
-        detector.tau = about["tau"]
-        return detector
+class Answered(nn.Module):
+    """A model whose missing answers are zeros: to check all else about it. One image's NaN is that image's own."""
 
-    def settings(self) -> dict[str, Any]:
-        """The keyword arguments that make the same detector again."""
-        return {}
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What was fitted."""
-        return {}
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.model(x)
+        return z.nan_to_num(0.0, 0.0, 0.0) if isinstance(z, Tensor) else z
 
 
-def fingerprint(model: nn.Module) -> str:
-    """sha256 of the model's parameters and buffers, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def predicted(z: Tensor) -> Tensor:
+    """argmax of logits (N, K), and REFUSED where they are not all finite: (N,)."""
+    return torch.where(z.isfinite().all(1), z.argmax(1), REFUSED)
 
 
 def rightly_classified(model: nn.Module, x: Tensor, y: Tensor, per_class: int) -> tuple[Tensor, Tensor]:
@@ -155,18 +141,19 @@ def rightly_classified(model: nn.Module, x: Tensor, y: Tensor, per_class: int) -
     return x[index], y[index]
 
 
-def by_class(predicted: Tensor, fitted: Container[int], score: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """score(rows, k) (n,) for the rows of each predicted class k, put back in order (N,).
+def by_class(classes: Tensor, fitted: Container[int], value: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """value(rows, k) (n,) for the rows of each class k, put back in order (N,); NaN for the rows of REFUSED.
 
     Raises ValueError for a class of which nothing was fitted.
     """
-    order, scores = [], []
-    for k in predicted.unique().tolist():
-        if k not in fitted:
+    order, values = [], []
+    for k in classes.unique().tolist():
+        rows = torch.where(classes == k)[0]
+        if k != REFUSED and k not in fitted:
             raise ValueError(f"the model predicts class {k}, of which no image was fitted on")
-        order.append(torch.where(predicted == k)[0])
-        scores.append(score(order[-1], k))
-    return torch.cat(scores)[torch.cat(order).argsort()]
+        order.append(rows)
+        values.append(torch.full(rows.shape, torch.nan, device=rows.device) if k == REFUSED else value(rows, k))
+    return torch.cat(values)[torch.cat(order).argsort()]
 
 
 class AUC(NamedTuple):
@@ -189,6 +176,8 @@ def roc_auc(clean: Tensor, suspicious: Tensor, z: float = 1.96) -> AUC:
     n, m = len(clean), len(suspicious)
     if not n or not m:
         raise ValueError(f"an area needs scores of both kinds, not {n} clean and {m} suspicious ones")
+    if bool(clean.isnan().any()) or bool(suspicious.isnan().any()):
+        raise ValueError("scores hold NaN, which has no place in an order; such an image raises an alarm at any τ")
     a, b = (s.detach().cpu().double().numpy() for s in (clean, suspicious))
     a = np.sort(a)
     auc = float((np.searchsorted(a, b, "left") + np.searchsorted(a, b, "right")).mean() / (2 * n))

@@ -6,7 +6,6 @@ The squeezers are functions of images in [0, 1]. Source: Xu et al., Feature Sque
 deep neural networks, NDSS 2018.
 """
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,20 +84,22 @@ def _mirrored(x: Tensor, before: int, after: int) -> Tensor:
 
 
 SQUEEZERS = {"bit_depth": bit_depth, "median": median, "non_local_means": non_local_means}
-GREY = (("bit_depth", 1), ("median", 2))
-COLOUR = (("bit_depth", 5), ("median", 2), ("non_local_means", 13, 3, 2.0))
+GREY_SQUEEZERS = (("bit_depth", 1), ("median", 2))
+COLOUR_SQUEEZERS = (("bit_depth", 5), ("median", 2), ("non_local_means", 13, 3, 2.0))
+GREY, COLOUR = GREY_SQUEEZERS, COLOUR_SQUEEZERS  # their former names
 
 
 class FeatureSqueezing(Detector):
     """s(x) = max over squeezers of ‖softmax f(x) − softmax f(q(x))‖₁; `fit` has nothing to learn.
 
-    squeezers    (name, arguments…) each, of "bit_depth", "median", "non_local_means". The paper's joint sets are GREY
-                 (1 bit, median 2×2) for MNIST and COLOUR (5 bits, median 2×2, non-local means 13-3-2) for CIFAR-10
+    squeezers    (name, arguments…) each, of "bit_depth", "median", "non_local_means". The paper's joint sets are
+                 GREY_SQUEEZERS (1 bit, median 2×2) for MNIST and COLOUR_SQUEEZERS (5 bits, median 2×2, non-local means
+                 13-3-2) for CIFAR-10
 
     Cost: one forward pass and one per squeezer.
     """
 
-    def __init__(self, model: nn.Module, squeezers: Sequence[Sequence] = GREY):
+    def __init__(self, model: nn.Module, squeezers: Sequence[Sequence] = GREY_SQUEEZERS):
         super().__init__(model)
         if not squeezers:
             raise ValueError("name at least one squeezer")
@@ -129,6 +130,3 @@ class FeatureSqueezing(Detector):
     def singles(self, x: Tensor) -> Tensor:
         """The scores of the single squeezers (N, Q), in chunks, without gradients; their maximum is `score`."""
         return self._in_chunks(self.changes, x)
-
-    def settings(self) -> dict[str, Any]:
-        return {"squeezers": [list(s) for s in self.squeezers]}

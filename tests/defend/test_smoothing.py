@@ -7,7 +7,7 @@ from torch import nn
 
 from kit.core import check_model, generator
 from kit.defend import ABSTAIN, Smoothed
-from kit.defend.smoothing import clopper_pearson
+from kit.defend.smoothing import clopper_pearson, enough_to_certify, enough_to_decide
 
 
 class Halves(nn.Module):
@@ -138,3 +138,58 @@ def test_what_makes_no_sense(halves, x):
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         Smoothed(halves).predict(3 * x)
     assert math.isfinite(Smoothed(halves)(x).min().item())
+
+
+class Sometimes(Halves):
+    """No finite answer where the noise lifts the first pixel above a limit."""
+
+    limit, value = 0.9, torch.nan
+
+    def forward(self, x):
+        return torch.where(x[:, 0, 0, :1] > self.limit, self.value, super().forward(x))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_copies_without_an_answer_vote_for_no_class(halves, value):
+    x = torch.full((2, 3, 4, 4), 0.5) + 0.3 * torch.sign(halves.w).view(3, 4, 4)  # far inside a class
+    x[:, 0, 0, 0] = torch.tensor([0.4, 0.4499])
+    broken = Sometimes(halves.w)
+    broken.value = value
+    whole, some = Smoothed(halves, sigma=0.05), Smoothed(broken, sigma=0.05)
+    assert torch.equal(some.counts(x, 400), whole.counts(x, 400))
+    broken.limit = 0.45  # the first image has no answer to a sixth of its copies, the second to half of them
+    votes = some.counts(x, 400).sum(1)
+    assert 300 < votes[0] < 370
+    assert 170 < votes[1] < 230
+    (found, radius), (_, most) = some.certify(x, n=400), whole.certify(x, n=400)
+    assert found.tolist() == [0, ABSTAIN]
+    assert 0 < radius[0] < most[0]
+    assert radius[1] == 0
+    assert some.predict(x, n=100).tolist() == [0, ABSTAIN]
+    broken.limit = -1.0
+    for ask in (some.certify, some.predict):
+        with pytest.raises(ValueError, match="returned NaN or infinity"):
+            ask(x)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.05, 0.001])
+def test_too_few_copies_to_be_sure_are_refused_and_one_more_is_enough(alpha):
+    sure = Smoothed(Halves(torch.zeros(48), -1.0), sigma=0.5)
+    x = torch.full((2, 3, 4, 4), 0.5)
+    for ask, least in ((sure.predict, enough_to_decide(alpha)), (lambda x, **k: sure.certify(x, 5, **k)[0],
+                                                                enough_to_certify(alpha))):
+        assert (ask(x, n=least, alpha=alpha) == 0).all()
+        if least > 1:
+            with pytest.raises(ValueError, match=f"give n={least} or more"):
+                ask(x, n=least - 1, alpha=alpha)
+    assert sure.ceiling(enough_to_certify(alpha), alpha) > 0
+    assert sure.ceiling(max(1, enough_to_certify(alpha) - 1), alpha) == 0 or alpha == 0.5
+
+
+@pytest.mark.parametrize("numbers", [{"alpha": 0.0}, {"alpha": 1.0}, {"alpha": math.nan}, {"n": 0}, {"n": 20.5}])
+def test_numbers_that_make_no_sense(halves, x, numbers):
+    for ask in (Smoothed(halves).predict, Smoothed(halves).certify):
+        with pytest.raises(ValueError, match="alpha is a probability|at least one noisy copy"):
+            ask(x, **numbers)
+    with pytest.raises(ValueError, match="at least one noisy copy"):
+        Smoothed(halves).certify(x, n0=0)

@@ -116,6 +116,53 @@ def test_save_and_load(fitted, name, tmp_path):
         wrong.load(tmp_path / "d.safetensors", detector.model)
 
 
+class Overflows(Nearest):
+    """No finite answer to a white image."""
+
+    value = torch.nan
+
+    def forward(self, x):
+        return torch.where(x.amin((1, 2, 3))[:, None] == 1, self.value, super().forward(x))
+
+
+@EACH
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_an_image_without_an_answer_raises_an_alarm_and_changes_no_other(name, value):
+    model = Overflows().eval()
+    model.value = value
+    detector, (x, _) = detectors(model)[name].fit(*blobs()), blobs(30, seed=3)
+    detector.threshold(blobs(99, seed=4)[0])
+    s, alarms, labels = detector.score(x), detector.alarm(x), detector.predict(x)
+    assert not alarms.all()
+    for broken in ([0, 1, 2], [7, 29]):  # the first of the batch, too
+        y = x.clone()
+        y[broken] = 1.0
+        others = [i for i in range(30) if i not in broken]
+        assert not detector.score(y)[broken].isfinite().any()
+        assert detector.alarm(y)[broken].all()
+        assert (detector.predict(y)[broken] == REFUSED).all()
+        assert detector.predict(y, fail_safe=lambda v: torch.full((len(v),), 7))[broken].tolist() == [7] * len(broken)
+        torch.testing.assert_close(detector.score(y)[others], s[others], rtol=1e-4, atol=1e-5)
+        assert torch.equal(detector.alarm(y)[others], alarms[others])
+        assert torch.equal(detector.predict(y)[others], labels[others])
+        with pytest.raises(ValueError, match=f"{len(broken)} of 30 clean images have a score that is NaN"):
+            detector.threshold(y, fpr=0.5)
+
+
+def test_an_answer_for_another_number_of_images_is_refused():
+    detector = Given(Nearest().eval())
+    detector.tau = 0.0
+    with pytest.raises(ValueError, match="one label per refused image, 3 of them"):
+        detector.predict(blobs(3)[0], fail_safe=lambda v: torch.zeros(2))
+
+
+def test_a_second_fit_chooses_the_bandwidth_again():
+    detector = KernelDensity(Nearest().eval(), "pixels").fit(*blobs(spread=0.05))
+    wide = detector.fit(*blobs(spread=0.12)).bandwidth
+    assert wide == KernelDensity(Nearest().eval(), "pixels").fit(*blobs(spread=0.12)).bandwidth
+    assert wide > detector.fit(*blobs(spread=0.05)).bandwidth
+
+
 class Given(Detector):
     """The score is the first pixel."""
 
@@ -525,3 +572,5 @@ def test_the_interval_covers_at_its_rate_and_is_not_empty_at_one():
     assert 0.92 <= covered / 300 <= 0.99
     with pytest.raises(ValueError, match="both kinds"):
         roc_auc(torch.zeros(0), torch.ones(3))
+    with pytest.raises(ValueError, match="scores hold NaN"):
+        roc_auc(torch.zeros(2), torch.tensor([1.0, torch.nan]))
