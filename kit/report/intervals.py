@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,32 @@ def _array(values: Any) -> np.ndarray:
     if hasattr(values, "detach"):
         values = values.detach().cpu()
     return np.asarray(values)
+
+
+class Estimate(NamedTuple):
+    """A number, its 95 % interval, and over how many images. `record` and `verdict` take it whole."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def text(self, *, scale: float = 100, decimals: int = 1, sign: bool = False) -> str:
+        """`52.7 [50.1, 55.4]`: by default in percent (or points, then with `sign`)."""
+        form = f"{'+' if sign else ''}.{decimals}f"
+        value, low, high = (format(scale * v, form) for v in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
+
+
+def share(successes: int, n: int) -> Estimate:
+    """The proportion successes / n with Wilson's interval."""
+    return Estimate(int(successes) / int(n), *wilson(successes, n), int(n))
+
+
+def mean(values: Any) -> Estimate:
+    """The mean of `values` (N,) with its bootstrap interval."""
+    values = _array(values).astype(float).ravel()
+    return Estimate(float(values.mean()), *bootstrap_mean(values), len(values))
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -205,13 +205,14 @@ def book() -> None:
 
 @app.command()
 def scoreboard() -> None:
-    """Write book/scoreboard.md from the numbers that the committed notebooks recorded."""
+    """Write book/scoreboard.md and book/records.md from what the committed notebooks recorded."""
     with _mistakes():
-        from kit.report.scoreboard import page
+        from kit.report.scoreboard import others, page
 
-        path = ROOT / "book" / "scoreboard.md"
-        path.write_text(page(chapters(), path.parent), encoding="utf-8")
-        console.print(f"written: {escape(_short(path))}", soft_wrap=True)
+        for name, write in (("scoreboard", page), ("records", others)):
+            path = ROOT / "book" / f"{name}.md"
+            path.write_text(write(chapters(), path.parent), encoding="utf-8")
+            console.print(f"written: {escape(_short(path))}", soft_wrap=True)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Recorded numbers, their intervals, tables and the scoreboard."""
+"""Recorded numbers, their intervals, and tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from kit.report import bootstrap_mean, numbers, paired, record, records, table, wilson
 from kit.report.numbers import MIME
-from kit.report.scoreboard import page
+from kit.report.scoreboard import others
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def notebook(path, title, *entries):
     return path
 
 
-def test_the_scoreboard_holds_every_record_beside_the_papers(tmp_path):
+def test_the_second_page_holds_every_record_beside_the_papers(tmp_path):
     first = notebook(
         tmp_path / "notebooks" / "attacks" / "gradient.ipynb",
         "Gradient attacks",
@@ -145,7 +145,7 @@ def test_the_scoreboard_holds_every_record_beside_the_papers(tmp_path):
     empty = notebook(tmp_path / "notebooks" / "empty.ipynb", "Nothing")
     assert [entry["name"] for entry in records(first)] == ["bim", "norm", "alone"]
     assert records(json.loads(first.read_text())) == records(first)
-    text = page([first, empty], tmp_path / "book")
+    text = others([first, empty], tmp_path / "book")
     assert "## [Gradient attacks](../notebooks/attacks/gradient.ipynb)" in text
     assert "| bim | 3.1 % [2.2, 4.3], n = 500 | 4.0 % (table 2) | -0.9 points (better) |" in text
     assert "| norm | 2 | 1.5 | +0.5 (worse) |" in text
@@ -153,4 +153,4 @@ def test_the_scoreboard_holds_every_record_beside_the_papers(tmp_path):
     assert "Nothing" not in text
     twice = notebook(tmp_path / "t.ipynb", "T", *[{"name": "bim", "value": 1.0, "unit": ""}] * 2)
     with pytest.raises(ValueError, match="'bim' twice"):
-        page([twice], tmp_path)
+        others([twice], tmp_path)
