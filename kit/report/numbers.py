@@ -49,11 +49,11 @@ def _number(what: str, value: Any, unit: str) -> float:
 
 def _measurement(value: Any, unit: str, interval: Sequence[Any] | None, n: int | None) -> dict[str, Any]:
     """Value, unit, interval and n as they are stored; an `Estimate` (or an area with its ends) brings its own."""
-    if isinstance(value, tuple):
-        ends = tuple(value[1:3])
-        interval = ends if interval is None else interval
+    if isinstance(value, tuple | list):
+        if len(value) != (4 if isinstance(value, Estimate) else 3) or interval is not None:
+            raise ValueError(f"a number with its interval is (value, lo, hi), and not {value!r} with {interval!r}")
         n = value.n if isinstance(value, Estimate) else n
-        value = value[0]
+        value, interval = value[0], value[1:3]
     entry: dict[str, Any] = {"value": _number("value", value, unit), "unit": unit}
     if interval is not None:
         if len(interval) != 2 or not float(interval[0]) <= float(interval[1]):
@@ -107,9 +107,9 @@ def record(
 ) -> None:
     """Show a number and keep it: `bim / accuracy on scenes: 3.1 % [2.2, 4.3] (paper 4.0 %)`.
 
-    `value` is a number, or a tuple with its interval (an `Estimate`, an area of `roc_auc`). With unit "%" the value,
-    the interval and the paper's value are fractions, as `wilson` returns them, and with "points" a difference of
-    fractions. `paper` is what the paper reports and `source` where (paper, table), `better` is "higher" or "lower",
+    `value` is a number, or (value, lo, hi) with its interval (an `Estimate`, an area of `roc_auc`). With unit "%" the
+    value, the interval and the paper's value are fractions, as `wilson` returns them, and with "points" a difference
+    of fractions. `paper` is what the paper reports and `source` where (paper, table), `better` is "higher" or "lower",
     `n` the number of images.
 
     A number that answers a figure of the seeds names its `id`, `table/row/column` (kit/report/seeds.toml), from which
@@ -173,7 +173,7 @@ def record_table(
     and begins their names. Shows one line, which says how much of the table is answered. Raises ValueError for an id, a
     row or a column that the seeds do not have, and for no values.
     """
-    table = seeds.seed(id)
+    table = seeds.printed(id)
     if not values:
         raise ValueError(f"there are no values for the table {id!r}")
     entries = [

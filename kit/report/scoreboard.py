@@ -77,7 +77,7 @@ def page(notebooks: Sequence[Path], folder: Path) -> str:
         parts.append(f"### {document}\n")
         for seed in group:
             lines = [_claim(claim, answers.get(claim.id), folder) for claim in seed.claims]
-            parts.append(f"**{seed.title}**\n\n" + "\n".join(lines) + "\n")
+            parts.append(f"**{_plain(seed.title)}**\n\n" + "\n".join(lines) + "\n")
     parts.append("## The tables\n")
     for document, group in _documents(seed for seed in seeds.seeds().values() if seed.figures):
         parts.append(f"### {document}: figures\n")
@@ -150,12 +150,12 @@ def _title(nb: dict[str, Any], fallback: str) -> str:
 def _claim(claim: Claim, answer: tuple[dict[str, Any], Chapter] | None, folder: Path) -> str:
     """One claim: the mark, the text, and below it the verdict with its reason, its number and its chapter."""
     if answer is None:
-        return f"- {MARKS['not yet tried']} {claim.text} *Not yet tried.*"
+        return f"- {MARKS['not yet tried']} {_plain(claim.text)} *Not yet tried.*"
     entry, chapter = answer
     says = entry["verdict"]
     number = f" ({evidence(entry)})" if "interval" in entry else ""
-    said = f"**{says.capitalize()}**: {entry['reason']}{number} {chapter.link(folder)}"
-    return f"- {MARKS[says]} {claim.text}\\\n  {said}"
+    said = f"**{says.capitalize()}**: {_plain(entry['reason'] + number)} → {chapter.link(folder)}"
+    return f"- {MARKS[says]} {_plain(claim.text)}\\\n  {said}"
 
 
 def _table(seed: Seed, found: Mapping[str, Sequence[tuple[dict[str, Any], Chapter]]], folder: Path) -> str:
@@ -175,13 +175,13 @@ def _table(seed: Seed, found: Mapping[str, Sequence[tuple[dict[str, Any], Chapte
     rows = []
     shown = {p: f for p, f in seed.figures.items() if f.id in found or not math.isnan(f.value)}
     for place, figure in shown.items():
-        cells = [" · ".join(part for part in place if part != "value"), _printed(figure)]
+        cells = [_plain(" · ".join(part for part in place if part != "value")), _printed(figure)]
         for profile in ("quick", "full"):
             values = [e for e, _ in found.get(figure.id, []) if e["profile"] == profile]
             cells.append("<br>".join(_value(e, named=profile in several) for e in values))
         rows.append(_line(cells))
     answered = sum(figure.id in found for figure in shown.values())
-    title = f"{seed.title} ({answered or 'none'} of {len(rows)} measured)"
+    title = f"{_plain(seed.title)} ({answered or 'none'} of {len(rows)} measured)"
     head = "| figure | source | quick | full |\n|---|---|---|---|\n"
     body = "\n".join(rows)
     return f":::{{dropdown}} {title}\n" + "\n".join(lines) + f"\n\n{head}{body}\n:::\n"
@@ -207,7 +207,12 @@ def _printed(figure: Figure) -> str:
 
 def _value(entry: Mapping[str, Any], named: bool) -> str:
     count = f", n = {entry['n']}" if "n" in entry else ""
-    return measured(entry) + count + (f" ({_on(entry)})" if named else "")
+    return measured(entry) + count + (f" ({_on(entry).partition(',')[0]})" if named else "")
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown leaves as it is."""
+    return text.replace("*", "\\*").replace("_", "\\_")
 
 
 def _line(cells: Sequence[str]) -> str:

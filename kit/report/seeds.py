@@ -66,12 +66,14 @@ class Seed:
         """The figure of (row, column), or of the name under which the source gives one more."""
         return figure("/".join([self.id, *place]))
 
-    def table(self, caption: str = "") -> Table:
-        """The table as the source prints it."""
+    def table(self, caption: str = "", *, transposed: bool = False) -> Table:
+        """The table as the source prints it, or `transposed`, its columns down."""
         decimals = max((len(f"{v:.10g}".partition(".")[2]) for v in self.values.ravel() if np.isfinite(v)), default=0)
         cells = [[f"{v:.{decimals}f}" if np.isfinite(v) else "" for v in line] for line in self.values]
-        rows = [[row, *line] for row, line in zip(self.rows, cells, strict=True)]
-        return table(rows, ["", *self.columns], caption or f"{self.document}: {self.title}")
+        down, across = (self.columns, self.rows) if transposed else (self.rows, self.columns)
+        lines = zip(*cells, strict=True) if transposed else cells
+        rows = [[name, *line] for name, line in zip(down, lines, strict=True)]
+        return table(rows, ["", *across], caption or f"{self.document}: {self.title}")
 
 
 @cache
@@ -80,7 +82,7 @@ def seeds() -> dict[str, Seed]:
     return {id: _read(id, entry) for id, entry in tomllib.loads(LIST.read_text(encoding="utf-8")).items()}
 
 
-def seed(id: str) -> Seed:
+def printed(id: str) -> Seed:
     """The entry of this id. Raises ValueError, naming near matches, where there is none."""
     return _find(id, seeds(), "table")
 

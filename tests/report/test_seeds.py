@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kit.report import Estimate, numbers, record, record_table, records, seed, verdict, verdicts
+from kit.report import Estimate, numbers, printed, record, record_table, records, verdict, verdicts
 from kit.report import seeds as listed
 from kit.report.numbers import MIME, VERDICT, VERDICTS
 from kit.report.scoreboard import missing, others, page
@@ -68,15 +68,18 @@ def test_the_list_is_complete_and_consistent():
 
 
 def test_a_table_of_the_list_is_shown_as_printed():
-    found = seed("thesis-dv-overall")
+    found = printed("thesis-dv-overall")
     assert found.values.shape == (3, 3)
     assert found.figure("Feature Squeezing", "SVHN (seven-layer CNN)").value == 0.687
     assert found.figure("corner cases misclassified").paper == pytest.approx(0.658)
     assert found.table().rows[1] == ["Feature Squeezing", "0.9784", "0.8796", "0.6870"]
-    assert np.isnan(seed("thesis-dv-adversarial").figure("success rate", "overall").value)
-    assert seed("thesis-dv-adversarial").table().rows[0][-1] == ""
-    assert seed("adv2-effectiveness").figure("ADV² confidence", "ResNet GRAD").unit == ""
-    assert seed("adv2-effectiveness").figure("ADV² success", "ResNet MASK").paper == pytest.approx(0.98)
+    turned = found.table("The thesis", transposed=True)
+    assert (turned.caption, turned.columns[2]) == ("The thesis", "Feature Squeezing")
+    assert turned.rows[2] == ["SVHN (seven-layer CNN)", "0.9506", "0.6870", "0.2543"]
+    assert np.isnan(printed("thesis-dv-adversarial").figure("success rate", "overall").value)
+    assert printed("thesis-dv-adversarial").table().rows[0][-1] == ""
+    assert printed("adv2-effectiveness").figure("ADV² confidence", "ResNet GRAD").unit == ""
+    assert printed("adv2-effectiveness").figure("ADV² success", "ResNet MASK").paper == pytest.approx(0.98)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,7 @@ def test_a_table_of_the_list_is_shown_as_printed():
         (lambda: record_table("thesis-dv-overal", {("a", "b"): 1}, on="x"), "did you mean 'thesis-dv-overall'"),
         (lambda: record_table("thesis-ata-tap", {("TAP", "Res-v3"): 1}, on="x"), "did you mean 'thesis-ata-tap/TAP/R"),
         (lambda: verdict("thesis-ata-undefended/ahead-of-tab", "holds", **LOWER), f"did you mean '{AHEAD}'"),
-        (lambda: seed("qqq"), "kit/report/seeds.toml lists them"),
+        (lambda: printed("qqq"), "kit/report/seeds.toml lists them"),
     ],
 )
 def test_a_wrong_id_names_near_matches_in_one_sentence(call, words):
@@ -160,6 +163,7 @@ def test_a_verdict_is_shown_and_kept(shown, tmp_path):
         ("holds", {"reason": "It does."}, "rests on a number"),
         ("in part", LOWER | {"value": 0.5}, "no interval"),
         ("in part", LOWER | {"value": 0.5, "interval": (0.6, 0.4)}, "lo <= hi"),
+        ("in part", LOWER | {"value": [0.5, 0.6]}, "value, lo, hi"),
     ],
 )
 def test_a_verdict_needs_a_reason_a_number_and_an_interval(says, given, words):
@@ -177,16 +181,17 @@ def test_the_scoreboard_has_every_claim_and_every_figure(shown, tmp_path):
     text = page([path], tmp_path / "book")
     link = "[A chapter](../notebooks/attacks/transfer.ipynb)"
     assert "- ✗ ATA is ahead of TAP on most pairs.\\\n  **Does not hold here**: ATA is behind." in text
-    assert f"-6.5 points [-7.4, -5.6], n = 9) {link}" in text
+    assert f"-6.5 points [-7.4, -5.6], n = 9) → {link}" in text
     assert "holds: 0 · ◐ in part: 0 · ✗ does not hold here: 1 · ○ not yet tried: 49" in text
     assert (
         "| TAP · Res-v2 | 58.4 % | 44.0 % [40.0, 50.0], n = 48 |"
-        " 40.0 % (scenes, full profile)<br>30.0 % (cifar10) |"
+        " 40.0 % (scenes)<br>30.0 % (cifar10) |"
     ) in text
     assert f"Quick: scenes, on cpu ({link})." in text
     assert "(1 of 10 measured)" in text
     for claim in listed.claims():
-        assert claim.text in text
+        assert claim.text.replace("_", "\\_").replace("*", "\\*") in text
+    assert "| bit depth 2 · MASK-A\\* | 11.7 % |" in text
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| figure")]
     assert len(rows) == 504 + 1
     assert "another number" not in text
