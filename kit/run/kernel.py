@@ -19,7 +19,7 @@ def kernel_spec(*options: str) -> dict[str, Any]:
     return get_kernel_dict(extra_arguments=[f"--IPKernelApp.extra_extensions={__name__}", *options])
 
 
-OUTPUT_LIMIT = 32_000_000  # characters that a cell may write; each displayed object counts a thousand at least
+OUTPUT_LIMIT = 10_000_000  # characters that a cell may write; each displayed object counts a thousand at least
 
 
 def bound(shell: Any) -> None:

@@ -127,7 +127,7 @@ def run(
     `paths` are notebooks or folders of them; none means every chapter in the order of the book. The executed copies
     go to `out` (default `runs/<profile>`), each moved into place when it is complete; of a failure the partial
     notebook is kept there as `<name>.failed.ipynb`. An output is up to date, and skipped unless `force`, if all that it
-    depends on is the same (`kit.run.files.run_key`) and it was not changed since. A cell may write 32 MB; one that is
+    depends on is the same (`kit.run.files.run_key`) and it was not changed since. A cell may write 10 MB; one that is
     tagged `raises-exception` may fail. `timeout` is in seconds and
     per notebook (default 900 for quick, 86400 for full). Threads per notebook: cores // jobs.
 

@@ -34,7 +34,7 @@ from kit.run.compare import differences
 from kit.run.files import ROOT, chapters
 from tests.mutants.explained import EXPLAINED
 from tests.mutants.outputs import mutated
-from tests.mutants.package import Mutant, files, mutants, spread, tests_of
+from tests.mutants.package import Mutant, files, mutants, seen_by, spread
 
 LIMIT = 600  # seconds that the tests of a mutant may take; one that makes them hang was seen
 RUNNING: set[subprocess.Popen[bytes]] = set()
@@ -97,7 +97,7 @@ def of_package(chosen: list[Mutant], jobs: int) -> list[tuple[Mutant, str]]:
     stopping = threading.Event()
 
     def outcome(mutant: Mutant) -> tuple[Mutant, str]:
-        tests = tests_of(ROOT, mutant.path)
+        tests = seen_by(ROOT, mutant.path)
         own = key(mutant, tests)
         if own in known or stopping.is_set():
             return mutant, known.get(own, "not tried")

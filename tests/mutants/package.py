@@ -110,7 +110,7 @@ def spread(found: list[Mutant], n: int, seed: int) -> list[Mutant]:
     return turns[: n or None]
 
 
-def tests_of(root: Path, path: str) -> list[str]:
+def seen_by(root: Path, path: str) -> list[str]:
     """The tests of a module by "one path, three places": those of `kit/a/b/c.py` are `tests/a/test_b…` and `test_c…`.
 
     Where there is none, they are those in `tests/a` that name the module, or all of them.

@@ -106,7 +106,7 @@ def test_every_failure_names_its_cell_and_its_cause(book):
     assert "nosuchmagic" in results["magic"].error
     assert "not found" in results["magic"].error
     assert results["magic"].cell == "%nosuchmagic"
-    assert "more than 32 MB of output" in results["flood"].error
+    assert "more than 10 MB of output" in results["flood"].error
     assert results["flood"].cell.startswith("while True")
     assert results["flood"].seconds < 60
     assert results["may_not"].cell == "[][1]"  # and not the cell that may fail
