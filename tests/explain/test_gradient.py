@@ -205,7 +205,7 @@ def test_mistakes_are_named(small):
     with pytest.raises(ValueError, match="steps must be 2 or more"):
         integrated_gradients(model, x, steps=1)
     with pytest.raises(ValueError, match="a number or images"):
-        integrated_gradients(model, x, baseline=torch.zeros(3, 16, 16))
+        integrated_gradients(model, x, baseline=torch.zeros(6, 16, 16))
     with pytest.raises(ValueError, match="do not tile"):
         occlusion(model, x, size=2, stride=3)
     with pytest.raises(ValueError, match="samples must be 1"):
