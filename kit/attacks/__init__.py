@@ -1,13 +1,21 @@
 """Attacks: methods that change an image a little, and a model's answer a lot."""
-from kit.attacks.adaptive_step import auto_pgd
 from kit.attacks.atta import Transformation, at_si_ni_ti_dim, atta, train_transformation
-from kit.attacks.attention import ata, tap, tap_ata
 from kit.attacks.gradient import bim, fgm, fgsm, mi_fgsm, pgd
-from kit.attacks.minimal import deepfool, distance, jsma, least_likely, next_class, success_curve
-from kit.attacks.penalty import cw, ead
-from kit.attacks.quasi_newton import feature_adversary, lbfgs
+from kit.attacks.minimal import (
+    auto_pgd,
+    cw,
+    deepfool,
+    distance,
+    ead,
+    feature_adversary,
+    jsma,
+    lbfgs,
+    least_likely,
+    next_class,
+    success_curve,
+)
 from kit.attacks.scores import square
-from kit.attacks.transfer import dim, ni_fgsm, si_ni_ti_dim, sim, tim
+from kit.attacks.transfer import ata, dim, ni_fgsm, si_ni_ti_dim, sim, tap, tap_ata, tim
 
 __all__ = [
     "Transformation", "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "bim", "cw", "deepfool", "dim", "distance", "ead",

@@ -62,9 +62,12 @@ def grad_cam(
     """
     z, A, *_ = _forward(model, variable(x, create_graph), layer)
     g = differentiate(score(z, target), A, create_graph=create_graph)
-    alpha = -g.mean((2, 3)) if counterfactual else g.mean((2, 3))
-    A = A if create_graph else A.detach()
-    return _resized(torch.einsum("nk,nkhw->nhw", alpha, A), x, relu)
+    return _resized(attended(A if create_graph else A.detach(), -g if counterfactual else g), x, relu)
+
+
+def attended(A: Tensor, g: Tensor) -> Tensor:
+    """Σ_k α_k A_k (N, h, w) of feature maps A (N, K, h, w), α_k the mean over the places of their gradient g."""
+    return torch.einsum("nk,nkhw->nhw", g.mean((2, 3)), A)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

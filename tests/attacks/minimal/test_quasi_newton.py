@@ -7,7 +7,7 @@ from torch import nn
 
 import kit.core.passes
 from kit.attacks import feature_adversary
-from kit.attacks.quasi_newton import minimise
+from kit.attacks.minimal.quasi_newton import minimise
 from kit.core import QueryCounter, generator
 
 

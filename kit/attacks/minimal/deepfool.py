@@ -1,12 +1,8 @@
-"""Minimal attacks: find the nearest image that the model gets wrong.
+"""Minimal attacks by the Jacobian: DeepFool steps onto a tangent plane, JSMA chooses features greedily.
 
-    x' = argmin ‖x' − x‖_p   subject to   argmax f(x') ≠ y   and   x' ∈ [0, 1]
+    x' = argmin ‖x' − x‖_p   subject to   argmax f(x') ≠ y   (with `target` (N,): = target)   and   x' ∈ [0, 1]
 
-No radius is given: the distance is the answer, and it is a property of the image and the model. The constraint is as
-hard as the network, so each method replaces it. Here are the two that read the Jacobian: DeepFool steps onto a tangent
-plane, JSMA chooses features greedily. `kit.attacks.penalty` holds those that replace the constraint by a penalty whose
-weight c is searched for image by image, Carlini–Wagner and EAD, and `kit.attacks.quasi_newton` Szegedy's, which did so
-first. With `target` (N,) the constraint is argmax f(x') = target. Shared arguments:
+Shared arguments of all minimal attacks:
 
     model    images (N, C, H, W) in [0, 1] → logits (N, K)     x, y    images and their labels (N,)
     target   labels (N,) to reach, or None                     norm    in which the distance is measured

@@ -9,7 +9,7 @@ from torch import nn
 
 import kit.core.passes
 from kit.attacks import cw, deepfool, distance, ead, jsma, lbfgs, least_likely, next_class, success_curve
-from kit.attacks.minimal import _best_pair
+from kit.attacks.minimal.deepfool import _best_pair
 from kit.core import MisleadingModel, QueryCounter, fooled, generator, logits
 from kit.core.loop import gradients
 

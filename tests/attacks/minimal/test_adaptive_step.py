@@ -5,7 +5,7 @@ from torch import nn
 
 import kit.core.passes
 from kit.attacks import auto_pgd, pgd
-from kit.attacks.adaptive_step import _checkpoints
+from kit.attacks.minimal.adaptive_step import _checkpoints
 from kit.core import QueryCounter, Trace, ball, cross_entropy, dlr, fooled, generator, logits, margin
 
 DUAL = {"linf": 1, "l2": 2}

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.attacks.gradient import Steps
-from kit.attacks.transfer import travel
+from kit.attacks.transfer.ingredients import travel
 from kit.core import Ensemble, Goal, cross_entropy, features, laid_out, leaf, per_image, smooth_relu
 from kit.core.goal import Loss
 from kit.core.loop import check_differentiable
+from kit.explain.cam import attended
 
 
 def blocks(model: nn.Module) -> list[str]:
@@ -54,8 +55,7 @@ def attention_maps(z: Tensor, A: dict[str, Tensor], y: Tensor, create_graph: boo
             raise ValueError(f"the layer {name!r} has no feature maps (N, C, h, w): name another in layers")
     score = z.gather(1, y[:, None]).sum()
     slopes = torch.autograd.grad(score, list(A.values()), create_graph=create_graph, retain_graph=True)
-    return {name: F.relu(torch.einsum("nc,nchw->nhw", g.mean((2, 3)), maps))
-            for (name, maps), g in zip(A.items(), slopes, strict=True)}
+    return {name: F.relu(attended(maps, g)) for (name, maps), g in zip(A.items(), slopes, strict=True)}
 
 
 @per_image

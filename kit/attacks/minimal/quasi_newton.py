@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from kit.attacks.penalty import squared
+from kit.attacks.minimal.penalty import squared
 from kit.core import Goal, Live, ball, cross_entropy, features, leaf, per_image
 from kit.core.balls import column
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kit.attacks import ata, bim, tap, tap_ata
-from kit.attacks.attention import attention, blocks, middle
+from kit.attacks.transfer import attention, blocks, middle
 from kit.core import Ensemble, Trace, cross_entropy, features, generator, margin
 from kit.explain import grad_cam
 from kit.models import FAMILIES
