@@ -193,7 +193,6 @@ def test_bad_input_is_refused_with_what_to_do(table, digits):
 def test_a_model_of_probabilities_and_another_precision_are_refused(digits):
     model, x, y = digits
     target = (y[:2] + 1) % 10
-    assert bool((counterfactual(model, x[:2], target, confidence=0.9) != x[:2]).flatten(1).any(1).all())
     with pytest.raises(ValueError, match="remove its softmax"):
         counterfactual(nn.Sequential(model, nn.Softmax(1)), x[:2], target, confidence=0.9)
     with pytest.raises(TypeError, match="float64"):
