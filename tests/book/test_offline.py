@@ -49,7 +49,7 @@ def foreign_in_css(text: str) -> list[str]:
 
 
 def foreign_in_script(text: str) -> list[str]:
-    hosts = re.findall(r"(?:https?:|wss?:|['\"`])[\\/]{2}([\w-]+(?:\.[\w-]+)+)", text, re.I)
+    hosts = re.findall(r"(?:https?:|wss?:|['\"`])//([\w-]+(?:\.[\w-]+)+)", text, re.I)
     asked = re.findall(CALL + r"\s*\(?\s*['\"`](?:https?:|wss?:)?[\\/]{2}([\w-]+(?:\.[\w-]+)+)", text, re.I)
     return [host for host in hosts if host not in NAMED] + asked
 
