@@ -93,12 +93,12 @@ def of_package(chosen: list[Mutant], jobs: int) -> list[tuple[Mutant, str]]:
     KEPT.parent.mkdir(exist_ok=True)
     known = dict(json.loads(line) for line in KEPT.read_text().splitlines()) if KEPT.exists() else {}
     lock, sound = threading.Lock(), {}
+    keys = {mutant: key(mutant, seen_by(ROOT, mutant.path)) for mutant in chosen}  # of the files as they are copied
     copies: queue.Queue[Path] = queue.Queue()
     stopping = threading.Event()
 
     def outcome(mutant: Mutant) -> tuple[Mutant, str]:
-        tests = seen_by(ROOT, mutant.path)
-        own = key(mutant, tests)
+        tests, own = seen_by(ROOT, mutant.path), keys[mutant]
         if own in known or stopping.is_set():
             return mutant, known.get(own, "not tried")
         folder = copies.get()

@@ -4,5 +4,6 @@
 EXPLAINED: list[tuple[str, str, str]] = [
     ("kit/models/registry.py", "Recipe(", "a recipe's constants are tested by training again, which takes minutes"),
     ("notebooks/", "number under 0.001", "rounding errors, which another processor makes differently"),
+    ("kit/core/balls.py", "clamp_min(1e-30)).clamp(max=1)", "where it is over 1 the next lines set 1: nothing changes"),
     ("kit/report/figures.py", "figsize", "the size of a figure is a matter of taste"),
 ]
