@@ -76,3 +76,18 @@ def test_bad_objectives_are_refused():
         optimise(lambda x, k: x.sum(1), v, steps=0, rule=rule)
     with pytest.raises(ValueError, match="keep"):
         optimise(lambda x, k: x.sum(1), v, steps=1, rule=rule, keep="first")
+
+
+def test_adam_is_torchs():
+    """Bias corrections included, for one rate and for one per image."""
+    slopes = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(0))
+    for lr in (0.1, torch.tensor([0.1, 0.02])):
+        rule, memory, v = adam(lr), {}, torch.zeros(2, 3)
+        mine = [v := rule(v, g, memory) for g in slopes][-1]
+        for i in range(2):
+            theirs = torch.nn.Parameter(torch.zeros(3))
+            optimiser = torch.optim.Adam([theirs], lr=0.1 if isinstance(lr, float) else float(lr[i]), maximize=True)
+            for g in slopes:
+                theirs.grad = g[i].clone()
+                optimiser.step()
+            assert torch.allclose(mine[i], theirs.detach(), atol=1e-6)

@@ -71,6 +71,27 @@ def test_images_are_independent_and_it_climbs(loss, norm, monkeypatch):
     assert torch.allclose(first, auto_pgd(model, x, y, **options)[:1], atol=1e-9)
 
 
+@pytest.mark.parametrize("norm", DUAL)
+def test_two_steps_are_the_formula(linear, norm):
+    """u = Π(x_k + η step(∇ℓ)), x_{k+1} = Π(x_k + ¾ (u − x_k) + ¼ (x_k − x_{k−1})), with η = 2 eps before a halving."""
+    model, x, y = linear
+    model, x, eps, trace = model.double(), x.double(), 0.05, Trace(images=True)
+    auto_pgd(model, x, y, eps=eps, norm=norm, steps=20, trace=trace)
+    within = ball(norm, eps)
+
+    def slope(v):
+        v = v.clone().requires_grad_()
+        return torch.autograd.grad(cross_entropy(model(v), y).sum(), v)[0]
+
+    x0 = trace.images[0]
+    x1 = within.project(within.step(x0, slope(x0), 2 * eps), x)
+    u = within.project(within.step(x1, slope(x1), 2 * eps), x)
+    x2 = within.project(x1 + 0.75 * (u - x1) + 0.25 * (x1 - x0), x)
+    assert torch.allclose(trace.images[1], x1, atol=1e-9)
+    assert torch.allclose(trace.images[2], x2, atol=1e-9)
+    assert not torch.allclose(x2, within.project(x1 + 0.75 * (u - x1) - 0.25 * (x1 - x0), x), atol=1e-4)
+
+
 def test_it_needs_no_step_where_pgd_does():
     model, x, y = deep(2)
     model = model.double()

@@ -69,3 +69,14 @@ def test_bad_guides_and_layers_are_refused():
         feature_adversary(model, x, guide[..., 1:], layers="2")
     with pytest.raises(ValueError, match="no layer 'conv9'"):
         feature_adversary(model, x, guide, layers="conv9")
+
+
+def test_a_step_must_lower_the_function_by_its_share():
+    """Armijo: from 0 with slope 1 the first step goes to −0.1, where this parabola is higher by a millionth."""
+    def f(v, rows):
+        return (v + (10 + 1e-4) * v * v).flatten(1).sum(1), 1 + 2 * (10 + 1e-4) * v
+
+    x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    found = minimise(f, x, x - 1, x + 1, steps=1)
+    assert float(found) == pytest.approx(-0.05)
+    assert float(f(found, None)[0]) < 0
