@@ -98,11 +98,10 @@ def _to_the_nearest_plane(live: Live, v: Tensor, norm: str, top: int | None) -> 
     gaps = (z.gather(1, y[:, None]) - z.gather(1, others)).clamp_min(0).detach() + 2 * slack(z)[:, None]
     nearest, length, w = torch.full_like(gaps[:, 0], torch.inf), torch.ones_like(gaps[:, 0]), torch.zeros_like(v)
     for k, gap in zip(others.T, gaps.T, strict=True):
-        g = live.grad(z.gather(1, k[:, None])[:, 0] - z.gather(1, y[:, None])[:, 0], v, keep_graph=True)
+        g = live.grad((z.gather(1, k[:, None]) - z.gather(1, y[:, None])).sum(1), v, keep_graph=True)
         size = (L2.norm(g) if norm == "l2" else L1.norm(g)).clamp_min(1e-12)
-        nearer = gap / size < nearest
-        nearest, length = torch.where(nearer, gap / size, nearest), torch.where(nearer, size, length)
-        w = torch.where(column(nearer, g), g, w)
+        at = (gap / size < nearest).nonzero()[:, 0]  # the classes come in their order, so that few are nearer
+        nearest[at], length[at], w[at] = (gap / size)[at], size[at], g[at]
     return column(nearest / length, w) * w if norm == "l2" else column(nearest, w) * w.sign()
 
 
