@@ -44,6 +44,8 @@ OTHERS = {
     "Influence": "fitted on a training set", "retrain": "of a training set", "tracin": "pairs of images",
     "training_set_attack": "of a training set", "counterfactual": "on rows of any shape; its own tests",
     "randomised": "yields models", "max_sensitivity": "takes an explainer first; its own tests",
+    "lime": "image by image, each with superpixels and samples of its own; its own tests", "kernel_shap": "as lime",
+    "image_game": "one image, and it returns a game",
 }
 
 
@@ -71,7 +73,7 @@ def images(
 
 
 def found() -> dict[str, Callable]:
-    """The public functions of `PACKAGES` whose first two parameters are a model (or what predicts) and images."""
+    """The public functions of `PACKAGES` whose first two parameters are a model, or what predicts, and images x."""
     methods = {}
     for package in PACKAGES:
         module = importlib.import_module(package)
@@ -79,7 +81,7 @@ def found() -> dict[str, Callable]:
             value = getattr(module, name)
             if inspect.isfunction(value) and name not in OTHERS:
                 first = [*inspect.signature(value).parameters][:2]
-                if first == ["model", "x"]:
+                if first in (["model", "x"], ["models", "x"], ["predict", "x"]):
                     methods[name] = value
     return methods
 
