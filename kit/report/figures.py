@@ -15,7 +15,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kit.report.intervals import _array
+from kit.report.intervals import as_array
 from kit.report.plotted import watch
 
 WIDTH, DPI = 7.0, 100  # inches, and dots per inch: 700 px, the book's column
@@ -77,9 +77,9 @@ def _figure(width: float, height: float) -> Figure:
 def _images(images: Any) -> list[np.ndarray]:
     """A batch (N, C, H, W), or a sequence of (C, H, W), as arrays (H, W, 3) or (H, W)."""
     if isinstance(images, list | tuple):
-        found = [_array(image) for image in images]
+        found = [as_array(image) for image in images]
     else:
-        batch = _array(images)
+        batch = as_array(images)
         found = list(batch) if batch.ndim == 4 else [batch]
     for image in found:
         if image.ndim != 3 or image.shape[0] not in (1, 3):
@@ -91,7 +91,7 @@ def _maps(what: str, maps: Any, n: int) -> list[np.ndarray | None]:
     """One (H, W) map per image, or None for each image where `maps` is None."""
     if maps is None:
         return [None] * n
-    found = [None if m is None else _array(m).astype(float) for m in maps]
+    found = [None if m is None else as_array(m).astype(float) for m in maps]
     if len(found) != n or any(m is not None and m.ndim != 2 for m in found):
         raise ValueError(f"{what} are one (H, W) map for each of the {n} images")
     return found
@@ -184,15 +184,15 @@ def curve(
     height: float = 3.2,
 ) -> Figure:
     """Lines over `x`, one for each name in `ys`; `intervals[name]` (len(x), 2) is drawn as a band around its line."""
-    x = _array(x)
+    x = as_array(x)
     figure, axes = _axes(xlabel, ylabel, height)
     for name, y in ys.items():
-        values = _array(y)
+        values = as_array(y)
         if values.shape != x.shape:
             raise ValueError(f"the curve {name!r} has shape {values.shape} and x has {x.shape}")
         (line,) = axes.plot(x, values, label=name)
         if intervals is not None and name in intervals:
-            band = _array(intervals[name])
+            band = as_array(intervals[name])
             if band.shape != (len(x), 2):
                 raise ValueError(f"the intervals of {name!r} are ({len(x)}, 2), not {band.shape}")
             axes.fill_between(x, band[:, 0], band[:, 1], color=line.get_color(), alpha=0.15, linewidth=0)
@@ -216,7 +216,7 @@ def bars(
     at = np.arange(len(groups))
     width = 0.8 / len(values)
     for i, (name, heights) in enumerate(values.items()):
-        tops = _array(heights).astype(float)
+        tops = as_array(heights).astype(float)
         if tops.shape != at.shape:
             raise ValueError(f"the bars {name!r} have shape {tops.shape} for {len(groups)} groups")
         place = at + (i - (len(values) - 1) / 2) * width
@@ -224,7 +224,7 @@ def bars(
         fill, hatch = COLOURS[k % len(COLOURS)], HATCHES[i % len(HATCHES)]
         axes.bar(place, tops, width, label=name, color=fill, hatch=hatch, edgecolor="black", linewidth=0.5)
         if intervals is not None and name in intervals:
-            ends = _array(intervals[name])
+            ends = as_array(intervals[name])
             if ends.shape != (len(groups), 2):
                 raise ValueError(f"the intervals of {name!r} are ({len(groups)}, 2), not {ends.shape}")
             reach = np.clip(np.stack([tops - ends[:, 0], ends[:, 1] - tops]), 0, None)

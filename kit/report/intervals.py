@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-def _array(values: Any) -> np.ndarray:
+def as_array(values: Any) -> np.ndarray:
     """Numbers as an array, from a tensor on any device, an array or a list."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
@@ -36,7 +36,7 @@ def share(successes: int, n: int) -> Estimate:
 
 def mean(values: Any) -> Estimate:
     """The mean of `values` (N,) with its bootstrap interval."""
-    values = _array(values).astype(float).ravel()
+    values = as_array(values).astype(float).ravel()
     return Estimate(float(values.mean()), *bootstrap_mean(values), len(values))
 
 
@@ -60,7 +60,7 @@ def bootstrap_mean(values: Any, level: float = 0.95, resamples: int = 2000, seed
 
     Raises ValueError for fewer than two values or for values that are not finite. Source: Efron, Ann. Stat. 7 (1979).
     """
-    values = _array(values).astype(float).ravel()
+    values = as_array(values).astype(float).ravel()
     if len(values) < 2 or not np.isfinite(values).all():
         raise ValueError("a bootstrap needs at least two values, all of them finite")
     generator = np.random.default_rng(seed)
@@ -78,7 +78,7 @@ def paired(a: Any, b: Any) -> float:
     """
     from scipy.stats import binomtest
 
-    a, b = _array(a).astype(bool), _array(b).astype(bool)
+    a, b = as_array(a).astype(bool), as_array(b).astype(bool)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"two methods are compared on the same images: shapes {a.shape} and {b.shape} differ")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())

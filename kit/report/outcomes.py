@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.report.intervals import Estimate, _array, mean, paired, share
+from kit.report.intervals import Estimate, as_array, mean, paired, share
 from kit.report.measured import Measured
 from kit.report.tables import Strong, Table, table
 
@@ -32,7 +32,7 @@ class Outcomes(Mapping[Setting, np.ndarray]):
         setting = (setting,) if isinstance(setting, str) else tuple(setting)
         if len(setting) != len(self.names) or any("/" in part for part in setting):
             raise ValueError(f"a setting names its {', '.join(self.names)}, without a slash: not {setting!r}")
-        values = _array(values)
+        values = as_array(values)
         if values.ndim != 1 or (self._values and len(values) != self.n):
             has = f"the {self.n} images" if self._values else "N images"
             raise ValueError(f"outcomes are (N,), one value for each of {has}, not {values.shape}")
