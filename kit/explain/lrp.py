@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from kit.core import operations, per_image
-from kit.core.network import Operation, without_norms
+from kit.core.folding import without_norms
+from kit.core.network import Operation
 from kit.core.steps import ADDITIONS, Linear, tiny, weighted, where_positive
 from kit.explain.gradient import score
 
