@@ -110,8 +110,10 @@ def _measured(record: dict[str, Any]) -> list[float]:
 def same_record(a: Any, b: Any, tolerance: Tolerance = DEFAULT) -> bool:
     """Whether two records agree: value and interval are near (a rate: within one image), all else is equal.
 
-    There is no allowance for rounding.
+    A table's record is a list of them. There is no allowance for rounding.
     """
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(same_record(p, q, tolerance) for p, q in zip(a, b, strict=True))
     if not isinstance(a, dict) or not isinstance(b, dict) or set(a) != set(b):
         return False
 
@@ -213,7 +215,7 @@ def _data(committed: dict[str, Any], found: dict[str, Any], tolerance: Tolerance
         elif kind.endswith("json"):
             if not same_text(json.dumps(a, sort_keys=True), json.dumps(b, sort_keys=True), tolerance):
                 wrong.append(f"{kind} is another")
-        elif RECORD in committed and kind == "text/plain" and committed[RECORD].get("unit") == "%":
+        elif kind == "text/plain" and isinstance(committed.get(RECORD), dict) and committed[RECORD].get("unit") == "%":
             moved = max(map(abs, map(sub, _measured(committed[RECORD]), _measured(found[RECORD]))), default=0.0)
             if not same_text(_text(a), _text(b), replace(tolerance, rel=0.0, abs=moved), percent=True):
                 wrong.append(_said(_text(a), _text(b)))

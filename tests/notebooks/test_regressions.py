@@ -258,3 +258,13 @@ def test_notebooks_are_compared(tmp_path):
     assert outcome == expected, done.stdout + done.stderr
     assert "this cell was never executed" in done.stdout
     assert done.stdout.count("the committed figure does not keep what it shows: run make baseline") == 2
+
+
+def test_a_tables_record_is_compared_figure_by_figure():
+    def outputs(value):
+        entries = [{"name": "a", "value": 97.1, "unit": "%"}, {"name": "b", "value": value, "unit": "%"}]
+        return [{"output_type": "display_data", "metadata": {}, "data": {RECORDS: entries, "text/plain": "2 of 3"}}]
+
+    assert differences(outputs(42.0), outputs(42.0)) == []
+    assert differences(outputs(42.0), outputs(43.0))
+    assert not same_record(outputs(42.0)[0]["data"][RECORDS], outputs(42.0)[0]["data"][RECORDS][:1])
