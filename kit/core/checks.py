@@ -19,7 +19,7 @@ def warn(message: str) -> None:
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("kit", "torch", "contextlib"):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, MisleadingModel, stacklevel=level - 1)
+    warnings.warn(message, MisleadingModel, stacklevel=level)
 
 
 def check_images(x: Tensor) -> None:

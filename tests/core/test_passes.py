@@ -116,6 +116,20 @@ def test_mistakes_are_one_clear_sentence(linear, spoil, error, words):
     assert "\n" not in str(caught.value)
 
 
+def test_a_warning_points_at_the_callers_line():
+    """Also through wrappers of wrappers, and from a cell of a notebook, which is no file."""
+    class Random(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.flatten(1) + torch.randn_like(x.flatten(1)))
+
+    cell = "\nfrom kit.attacks import fgsm\n\nfgsm(model, x, y, eps=0.1)\n"
+    x, y = torch.full((2, 3, 2, 2), 0.5), torch.tensor([0, 1])
+    given = {"__name__": "__main__", "model": Random(12, 3), "x": x, "y": y}
+    with pytest.warns(MisleadingModel, match="differently when asked twice") as said:
+        exec(compile(cell, "<cell 7>", "exec"), given)
+    assert {(w.filename, w.lineno) for w in said} == {("<cell 7>", 4)}
+
+
 def test_a_randomised_model_is_pointed_out(linear):
     model, x, y = linear
     with pytest.warns(MisleadingModel, match="differently when asked twice"):
