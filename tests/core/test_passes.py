@@ -9,6 +9,7 @@ from kit.core import (
     QueryCounter,
     Trace,
     accuracy,
+    check_settings,
     device,
     fooled,
     gradient,
@@ -173,3 +174,8 @@ def test_seeds_and_devices():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no GPU"):
             device("cuda")
+
+
+def test_a_number_keeps_its_precision():
+    x = torch.full((2, 1, 2, 2), 0.5, dtype=torch.float64)
+    assert check_settings({"eps": 0.1, "step": 0.3}, x) == {"eps": 0.1, "step": 0.3}
