@@ -61,7 +61,7 @@ class Transformation(nn.Module, PerImage):
         size = sum(map(prod, self.shapes))
         if theta.dim() != 2 or theta.shape[1] != size:
             raise ValueError(f"theta must be (1, {size}) or (N, {size}), not {tuple(theta.shape)}")
-        self.register_buffer("theta", theta)
+        self.register_buffer("theta", theta.clone() if theta.is_inference() else theta)
 
     @classmethod
     def start(cls, how: str, channels: int, kernel: int, width: int, generator: torch.Generator | None = None):

@@ -81,7 +81,8 @@ class L2:
     @staticmethod
     def step(z: Tensor, g: Tensor, size: float | Tensor) -> Tensor:
         """z + argmax ⟨g, d⟩ over ‖d‖₂ ≤ size: the normalised gradient (a zero gradient does not move)."""
-        scale = torch.as_tensor(size, dtype=g.dtype, device=g.device) / L2.norm(g).clamp_min(1e-30)
+        length = L2.norm(g)
+        scale = torch.as_tensor(size, dtype=g.dtype, device=g.device) / torch.where(length > 0, length, 1)
         return z + column(scale, g) * g
 
     def random(self, x: Tensor, source: Source = None) -> Tensor:

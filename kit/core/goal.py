@@ -27,9 +27,11 @@ class Goal:
 
     def gain(self, z: Tensor, loss: Loss = cross_entropy) -> Tensor:
         """What the attacker maximises, (N,): ℓ(z, y), or −ℓ(z, target); of `dlr` its targeted form."""
-        if self.target is None:
-            return loss(z, self.y)
-        return dlr(z, self.y, self.target) if loss is dlr else -loss(z, self.target)
+        labels = self.y if self.target is None else self.target
+        value = dlr(z, self.y, self.target) if loss is dlr else loss(z, labels)
+        if value.shape != (len(z),):
+            raise ValueError(f"the loss must return one number per image, ({len(z)},), not {tuple(value.shape)}")
+        return value if self.target is None or loss is dlr else -value
 
     def lead(self, z: Tensor) -> Tensor:
         """By how much the attack leads, (N,): max_{j≠y} z_j − z_y, or z_t − max_{j≠t} z_j."""

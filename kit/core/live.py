@@ -39,7 +39,7 @@ class Found:
         score, before = score.detach(), self.reached[rows]
         wins = (reached & ~before) | ((reached == before) & (score > self.score[rows]))
         at = rows[wins]
-        if len(rows) == len(self.x_adv):  # several times faster than by index
+        if len(rows) == len(self.x_adv) and bool((rows[1:] > rows[:-1]).all()):  # faster than by index
             self.x_adv = torch.where(column(wins, x_adv), x_adv.detach(), self.x_adv)
         else:
             self.x_adv[at] = x_adv.detach()[wins]
@@ -90,7 +90,8 @@ class Live:
         for name, value in vars(self).items():
             if isinstance(value, Tensor) and value.dim():
                 setattr(part, name, value[rows])
-        part.goal = self.goal and self.goal[rows]
+        part.goal, part.draws = self.goal and self.goal[rows], self.draws and self.draws[rows]
+        part.memory = {}
         return part
 
     def ask(self, v: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ class Live:
         stays = (~done).nonzero()[:, 0]
         for name, value in vars(self).items():
             if isinstance(value, Tensor) and value.dim():
-                setattr(self, name, value[stays] if value.dim() < 4 else laid_out(value[stays]))
+                setattr(self, name, value[stays] if value.dim() != 4 else laid_out(value[stays]))
         self.memory = {name: value[stays] if value.dim() else value for name, value in self.memory.items()}
         self.goal, self.draws = self.goal and self.goal[stays], self.draws and self.draws[stays]
 
@@ -157,11 +158,12 @@ class Live:
         """`rounds` runs on all images, in which the number `name` is, image by image, ten times larger until a run has
         reached the goal, and from there on in the middle between the largest that did not and the smallest that did."""
         value = torch.full_like(self.x[:, 0, 0, 0], first)
+        rows = self.rows
         low, high = torch.zeros_like(value), torch.full_like(value, torch.inf)
         for _ in range(rounds):
             run = self.again(**{name: value})
             yield run
-            hit = run.lately.up
+            hit = run.lately.up[rows]
             low, high = torch.where(hit, low, value), torch.where(hit, value, high)
             value = torch.where(high.isinf(), 10 * value, (low + high) / 2)
 

@@ -155,10 +155,10 @@ def adam(lr: float | Tensor, betas: tuple[float, float] = (0.9, 0.999), tiny: fl
     """Adam, climbing (Kingma and Ba 2015, algorithm 1). lr is one number, or one per image (N,)."""
 
     def rule(v: Tensor, g: Tensor, memory: Memory) -> Tensor:
-        b1, b2 = betas
+        (b1, b2), least = betas, max(tiny, torch.finfo(v.dtype).tiny)
         t = memory["t"] = memory.get("t", torch.zeros(())) + 1
         m = memory["m"] = b1 * memory.get("m", torch.zeros_like(v)) + (1 - b1) * g
         u = memory["u"] = b2 * memory.get("u", torch.zeros_like(v)) + (1 - b2) * g * g
-        return v + column(lr, v) * (m / (1 - b1 ** float(t))) / ((u / (1 - b2 ** float(t))).sqrt() + tiny)
+        return v + column(lr, v) * (m / (1 - b1 ** float(t))) / ((u / (1 - b2 ** float(t))).sqrt() + least)
 
     return rule

@@ -119,8 +119,12 @@ def _rows_for(name: str, value: Any, x: Tensor) -> Any:
     """The value, if it has one row for each image or one for all. Raises ValueError for another number of rows."""
     if len(value) not in (1, len(x)):
         raise ValueError(f"{name} has {len(value)} rows for {len(x)} images: give one for each, or one for all")
-    inference = isinstance(value, Tensor) and value.is_inference()
-    return value.clone() if inference else value  # autograd refuses what was made under torch.inference_mode
+    return ordinary(value) if isinstance(value, Tensor) else value
+
+
+def ordinary(value: Tensor) -> Tensor:
+    """A copy of what was made under torch.inference_mode, which autograd refuses; else the tensor itself."""
+    return value.clone() if value.is_inference() else value
 
 
 def take(index: Tensor, *values: Any) -> list[Any]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.core import borrowed, check_images, check_labels, check_model, normal
+from kit.core.checks import check_settings
 
 
 def counterfactual(
@@ -49,6 +50,7 @@ def counterfactual(
     Raises ValueError for a confidence outside [0.5, 1), scales that are not positive, x out of bounds, and a model that
     returns probabilities.
     """
+    check_settings({"rounds": rounds, "steps": steps})
     x, image = x.detach(), x.dim() == 4
     if image:
         check_images(x)

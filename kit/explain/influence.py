@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.core import Linf, Trace, borrowed, check_images, check_labels, check_model, chunks, fooled, generator, laid_out
+from kit.core.passes import ordinary
 from kit.core.solvers import conjugate_gradients
 from kit.explain.risk import Network, backward, inner, kept_of, owners_of, risk_of, squared
 
@@ -323,7 +324,7 @@ def _products(model, x, y, x_test, y_test, layers) -> Any:
         def kept(x: Tensor, y: Tensor) -> Iterator[list[Any]]:
             """For each chunk of images, what the products need of each layer."""
             for rows in chunks(x):
-                seen = backward(model, owners, x[rows], y[rows])
+                seen = backward(model, owners, ordinary(x[rows]), ordinary(y[rows]))
                 yield [kept_of(module, a, delta) for module, (a, delta) in zip(owners.values(), seen, strict=True)]
 
         if x_test is None or y_test is None:

@@ -178,7 +178,7 @@ def save(model: nn.Module, entry: dict[str, Any], folder: str | Path | None = No
     folder.mkdir(parents=True, exist_ok=True)
     name = entry["name"]
     path = folder / f"{name.replace('/', '-')}.safetensors"
-    tensors = {k: _smallest(v.detach().cpu().contiguous()) for k, v in model.state_dict().items()}
+    tensors = {k: _smallest(v.detach().cpu().contiguous().clone()) for k, v in model.state_dict().items()}
     write_whole(path, serialise(tensors))
     entries = manifest(folder)
     entries[name] = entry | {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

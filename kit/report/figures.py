@@ -84,6 +84,8 @@ def _images(images: Any) -> list[np.ndarray]:
     for image in found:
         if image.ndim != 3 or image.shape[0] not in (1, 3):
             raise ValueError(f"images are (C, H, W) with 1 or 3 channels, and one is {tuple(image.shape)}")
+        if np.issubdtype(image.dtype, np.integer):
+            raise ValueError(f"images are floats in [0, 1], and one holds {image.dtype}: divide it by 255")
     return [image[0] if len(image) == 1 else image.transpose(1, 2, 0) for image in found]
 
 

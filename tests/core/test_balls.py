@@ -96,3 +96,15 @@ def test_one_eps_per_image():
 def test_senseless_balls_are_refused(norm, eps, words):
     with pytest.raises(ValueError, match=words):
         ball(norm, eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_zero_gradient_does_not_move_in_any_precision(norm, dtype):
+    x = torch.full((2, 1, 3, 3), 0.5, dtype=dtype)
+    g = torch.zeros_like(x)
+    g[1] = 1
+    moved = ball(norm, 0.5).step(x, g, 0.1) - x
+    assert not moved[0].any()
+    assert bool(moved[1].any())
+    assert bool(moved.isfinite().all())

@@ -39,3 +39,9 @@ def test_rows_are_taken_together():
     assert some.y.tolist() == [2, 0]
     assert some.target.tolist() == [1, 1]
     assert Goal(Y)[:2].target is None
+
+
+@pytest.mark.parametrize("loss", [lambda z, y: z.mean(), lambda z, y: z])
+def test_a_loss_of_another_shape_is_refused(loss):
+    with pytest.raises(ValueError, match="one number per image"):
+        Goal(Y).gain(Z, loss)

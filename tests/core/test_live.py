@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from kit.core import Draws, Goal, Live, MisleadingModel, QueryCounter, leaf
+from kit.core import Draws, Goal, Live, MisleadingModel, QueryCounter, leaf, uniform
 
 
 def live(linear, n=6):
@@ -106,3 +106,29 @@ def test_a_model_without_a_gradient_is_refused(linear):
 def test_a_name_that_was_never_given_is_said(linear):
     with pytest.raises(AttributeError, match="no 'rate'"):
         _ = live(linear)[0].rate
+
+
+def test_a_search_goes_on_among_those_that_are_left(linear):
+    images, *_ = live(linear, 4)
+    images.drop(torch.tensor([False, True, False, False]))
+    seen = []
+    for run in images.search("c", 1.0, 2):
+        seen.append(run.c)
+        run.nearest(run.x, run.c, torch.tensor([True, False, True]))
+    assert seen[1].tolist() == [0.5, 10.0, 0.5]
+
+
+def test_another_order_of_the_images_puts_each_where_it_belongs(linear):
+    images, _, x, _ = live(linear, 4)
+    run = images.again(torch.tensor([3, 2, 1, 0]))
+    run.best(run.x + 1, torch.ones(4), torch.ones(4, dtype=torch.bool))
+    assert torch.allclose(images.found.x_adv, x + 1)
+
+
+def test_a_part_has_the_streams_and_the_state_of_its_own_images(linear):
+    images, _, x, _ = live(linear, 4)
+    images.far = torch.zeros(4, 2, 3, 4, 4)
+    part = images.among(torch.tensor([2]))
+    assert torch.equal(uniform(part.x, part.draws), uniform(x, Draws(4))[2:3])
+    images.drop(torch.tensor([True, False, False, False]))
+    assert images.far.shape == (3, 2, 3, 4, 4)

@@ -128,3 +128,8 @@ def test_lines_differ_without_colour():
 def test_wrong_shapes_are_refused(call):
     with pytest.raises(ValueError, match="are|shape|titles|images"):
         call()
+
+
+def test_bytes_are_no_images():
+    with pytest.raises(ValueError, match="divide it by 255"):
+        figures.show((torch.rand(1, 3, 4, 4) * 255).byte())

@@ -99,9 +99,11 @@ def _to_the_nearest_plane(live: Live, v: Tensor, norm: str, top: int | None) -> 
     nearest, length, w = torch.full_like(gaps[:, 0], torch.inf), torch.ones_like(gaps[:, 0]), torch.zeros_like(v)
     for k, gap in zip(others.T, gaps.T, strict=True):
         g = live.grad((z.gather(1, k[:, None]) - z.gather(1, y[:, None])).sum(1), v, keep_graph=True)
-        size = (L2.norm(g) if norm == "l2" else L1.norm(g)).clamp_min(1e-12)
-        at = (gap / size < nearest).nonzero()[:, 0]  # the classes come in their order, so that few are nearer
-        nearest[at], length[at], w[at] = (gap / size)[at], size[at], g[at]
+        size = L2.norm(g) if norm == "l2" else L1.norm(g)
+        away = torch.where(size > 0, gap / size, torch.inf)
+        at = (away < nearest).nonzero()[:, 0]  # the classes come in their order, so that few are nearer
+        nearest[at], length[at], w[at] = away[at], size[at], g[at]
+    nearest = torch.where(nearest.isinf(), 0, nearest)  # where no plane is seen, no step is made
     return column(nearest / length, w) * w if norm == "l2" else column(nearest, w) * w.sign()
 
 
