@@ -209,7 +209,10 @@ def test_an_address_in_one_place_brings_the_buttons(tmp_path):
 
 
 def browse(address: str, folder: Path) -> tuple[str, list[str]]:
-    """The page after its scripts have run, and every address asked for, by a browser that cannot reach any host."""
+    """The page after its scripts have run, and every address that it asked for, in a browser that cannot reach any host.
+
+    What the browser asks for by itself has no origin in its log.
+    """
     folder.mkdir(parents=True)
     log = folder / "net.json"
     command = [
@@ -225,7 +228,8 @@ def browse(address: str, folder: Path) -> tuple[str, list[str]]:
         events = json.loads(text)["events"]
     except json.JSONDecodeError:  # a browser that is slow to leave does not close its log
         events = json.loads(text.rstrip().rstrip(",") + "]}")["events"]
-    return result.stdout, [event["params"]["url"] for event in events if "url" in event.get("params", {})]
+    requests = [event["params"] for event in events if {"url", "initiator"} <= set(event.get("params", {}))]
+    return result.stdout, [r["url"] for r in requests if r["initiator"] != "not an origin"]
 
 
 def hosts(addresses: list[str]) -> set[str]:

@@ -448,7 +448,7 @@ def test_a_stopped_run_leaves_no_process_and_resumes(tmp_path, how):
         command, env=environment, cwd=tmp_path, stdout=-3, stderr=subprocess.PIPE, text=True,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a job in the background is born deaf to it
     ) as runner:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while not (pid.exists() and pid.read_text()):
             assert time.monotonic() < end, "the slow notebook did not start"
             assert runner.poll() is None
@@ -477,7 +477,7 @@ def slow(folder: Path, cell: str, jobs: int = 1) -> tuple[subprocess.Popen, list
         [*command, "--jobs", str(jobs)], env={**os.environ, "PYTHONPATH": str(files.ROOT)}, cwd=folder, stdout=-3,
         stderr=-3, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    end, found = time.monotonic() + 120, [name.with_suffix(".pid") for name in names]
+    end, found = time.monotonic() + 300, [name.with_suffix(".pid") for name in names]
     while not all(pid.exists() and pid.read_text() for pid in found):
         assert time.monotonic() < end, "the notebooks did not start"
         time.sleep(0.1)
