@@ -169,7 +169,7 @@ def _per_image(name: str, value: Any, x: Tensor) -> float | Tensor:
         raise ValueError(f"{name} must be a number or have the shape ({len(x)},), one for each image, "
                          f"not {tuple(numbers.shape)}")
     _in_range(name, float(numbers.min()), float(numbers.max()))
-    return numbers.detach().to(x) if numbers.dim() else float(value)
+    return numbers.detach().to(x) if numbers.dim() else float(torch.as_tensor(value, dtype=x.dtype))
 
 
 def _in_range(name: str, low: Any, high: Any) -> None:

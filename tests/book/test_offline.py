@@ -209,7 +209,7 @@ def test_an_address_in_one_place_brings_the_buttons(tmp_path):
 
 
 def browse(address: str, folder: Path) -> tuple[str, list[str]]:
-    """The page after its scripts have run, and every address that it asked for, in a browser that cannot reach any host.
+    """The page after its scripts have run, and every address that it asked for, by a browser that reaches no host.
 
     What the browser asks for by itself has no origin in its log.
     """
