@@ -20,11 +20,16 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from kit.core.model import asking
+
 Visit = Callable[[str, Any, Tensor], Tensor]
 
 
 def layers_named(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Module]:
     """The modules of these names. Raises ValueError for a name that the model lacks, and for a compiled model."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"layers are named inside a torch module, and this model is a {type(model).__name__}: pass the "
+                        "network itself")
     modules = dict(model.named_modules())
     for name, module in modules.items():
         compiled = type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None)
@@ -137,8 +142,8 @@ def replace(model: nn.Module, functions: Mapping[str, Callable[[Tensor], Tensor]
 
 def calls(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, Any]]:
     """Each call of a module in a pass, in the order in which they return: (name, module, output)."""
-    names = {id(module): name for name, module in model.named_modules()}
     layers_named(model, [])
+    names = {id(module): name for name, module in model.named_modules()}
     found: list[tuple[str, nn.Module, Any]] = []
 
     def note(module, args, output):
@@ -267,8 +272,9 @@ def check_same(model: nn.Module, x: Tensor, z: Tensor, how: str) -> None:
     randomised one differs from itself.
     """
     with torch.no_grad():
-        if _close(model(x[:1]), z[:1]):
-            return
+        with asking(model, torch.arange(1)):
+            if _close(model(x[:1]), z[:1]):
+                return
         plain = model(x)
         if not _close(plain, z) and _close(plain, model(x)):
             off = float((plain - z).abs().max())

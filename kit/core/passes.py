@@ -72,6 +72,8 @@ def per_image(function: Callable) -> Any:
     With `create_graph=True` the images enter with their graph and the results keep theirs, through every chunk.
     """
     signature = inspect.signature(function)
+    if unnamed := [p.name for p in signature.parameters.values() if p.kind in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY)]:
+        raise TypeError(f"{function.__name__} takes {unnamed[0]!r} by its place: let every argument have a name")
     rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
 
     @functools.wraps(function)

@@ -26,11 +26,10 @@ class Draws:
         seeds = torch.randint(2**62, (images + 1,), generator=source, device=source.device).tolist()
         self._alike, self._streams = seeds[0], [generator(seed) for seed in seeds[1:]]
 
-    def __getitem__(self, rows: slice | Tensor) -> Draws:
+    def __getitem__(self, rows: slice | Tensor | list[int] | int) -> Draws:
         some = Draws.__new__(Draws)
-        some._alike = self._alike
-        some._streams = self._streams[rows] if isinstance(rows, slice) else [
-            self._streams[i] for i in (rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows).tolist()]
+        places = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows]
+        some._alike, some._streams = self._alike, [self._streams[i] for i in places.reshape(-1).tolist()]
         return some
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kit.core import features, per_image
 from kit.core.loop import differentiate
+from kit.core.model import asking
 from kit.core.network import calls
 from kit.explain.gradient import score, variable
 
@@ -81,7 +82,7 @@ def _resized(R: Tensor, x: Tensor, relu: bool) -> Tensor:
 
 def _forward(model: nn.Module, x: Tensor, layer: str | None) -> tuple[Tensor, Tensor, nn.Linear | None, Tensor | None]:
     """The logits, the feature maps of the layer, and the last linear layer with its input."""
-    with torch.no_grad():
+    with torch.no_grad(), asking(model, torch.arange(1)):
         called = calls(model, x[:1])
     layer = _last_maps(called) if layer is None else layer
     names = [name for name, *_ in called]

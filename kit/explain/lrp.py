@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kit.core import operations, per_image
 from kit.core.folding import without_norms
-from kit.core.network import Operation
+from kit.core.network import Operation, layers_named
 from kit.core.steps import ADDITIONS, Linear, tiny, weighted, where_positive
 from kit.explain.gradient import score
 
@@ -153,6 +153,7 @@ class _Composite:
     def __init__(self, rules: Rules, model: nn.Module):
         self.rules = rules
         if isinstance(rules, Mapping):
+            layers_named(model, [])
             layers = {n.rpartition(".")[0] for n, _ in model.named_parameters()}
             for key in rules:
                 if key not in STANDARD and not any(_begins(name, key) for name in layers):

@@ -37,7 +37,8 @@ def blurred(x: Tensor, size: int = BLUR) -> Tensor:
     at = torch.arange(size, device=x.device, dtype=x.dtype) - size // 2
     line = torch.exp(-at.square() / (2 * (size / 4) ** 2))
     line = (line / line.sum()).expand(x.shape[1], 1, -1)
-    x = F.pad(x, [size // 2] * 4, mode="reflect")
+    mirrored = min(x.shape[-2:]) > size // 2
+    x = F.pad(x, [size // 2] * 4, mode="reflect" if mirrored else "replicate")
     return F.conv2d(F.conv2d(x, line[..., None], groups=x.shape[1]), line[:, :, None], groups=x.shape[1])
 
 

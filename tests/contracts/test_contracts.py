@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import kit.core.passes
-from kit.core import MisleadingModel, ball, fooled, generator, logits
+from kit.core import MisleadingModel, QueryCounter, ball, fooled, generator, logits
 from tests.contracts.methods import CLASSES, METHODS, OTHERS, arguments, images, network, run, takes, tensors
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
@@ -28,6 +28,9 @@ NAMES = sorted(METHODS)
 ATTACKS = [name for name in NAMES if METHODS[name].__module__.startswith(("kit.attacks", "kit.detect"))
            and name not in ("distance", "least_likely", "train_transformation")]
 BOUNDED = [name for name in ATTACKS if takes(name, "eps")]
+# What looks for the nearest image, or stops at the first that is wrong.
+SPARING = [name for name in ATTACKS if (".minimal." in METHODS[name].__module__ and name not in BOUNDED)
+           or METHODS[name].__module__ in ("kit.attacks.scores", "kit.attacks.decision")]
 
 pytestmark = pytest.mark.filterwarnings("ignore::kit.core.checks.MisleadingModel")
 
@@ -183,6 +186,23 @@ def test_success_holds_when_asked_again_alone(case, name):
     alone = torch.cat([fooled(model, x_adv[i:i + 1], y[i:i + 1]) for i in range(len(x))])
     assert torch.equal(together, alone)
     assert together.any() or ("success", name) in EXCEPTIONS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_counted_model_answers_as_the_model_does(case, name, small_chunks):
+    model, x, y = case
+    counter = QueryCounter(model, len(x))
+    inside = {"layers": ["model.block2"]} if "layers" in arguments(name, model, x, y) else {}
+    counted = run(name, counter, x, y, **inside)
+    assert bool((counter.counts > 0).all()) or ("counted", name) in EXCEPTIONS
+    assert close(counted, run(name, model, x, y))
+
+
+@pytest.mark.parametrize("name", SPARING)
+def test_an_image_that_is_wrong_already_comes_back_as_it_was(case, name):
+    model, x, y = case
+    wrong = torch.arange(len(x)) % 2 == 0
+    assert torch.equal(run(name, model, x, torch.where(wrong, (y + 1) % CLASSES, y))[wrong], x[wrong])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

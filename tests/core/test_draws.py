@@ -26,6 +26,14 @@ def test_those_that_are_left_go_on_where_they_were():
     assert torch.equal(second[left], uniform(x[left], again[left]))
     assert torch.equal(uniform(x[2:3], again[torch.tensor([False, False, True, False])]), second[2:3])
     assert not torch.equal(first, second)
+    third = uniform(x, draws)
+    uniform(x[:1], again[[0]])
+    assert torch.equal(uniform(x[:1], again[0]), third[:1])
+
+
+def test_a_mask_of_another_length_is_refused():
+    with pytest.raises(IndexError, match="mask"):
+        Draws(4)[torch.tensor([True, False])]
 
 
 def test_what_all_draw_alike_does_not_depend_on_the_chunk():

@@ -203,3 +203,8 @@ def test_nothing_is_changed(x):
     assert torch.equal(x, before)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert not torch.nn.modules.module._global_forward_hooks
+
+
+def test_a_function_has_no_layers(x):
+    with pytest.raises(TypeError, match="a function: pass the network itself"), features(lambda v: v, ["a"]):
+        pass

@@ -179,3 +179,8 @@ def test_seeds_and_devices():
 def test_a_number_keeps_its_precision():
     x = torch.full((2, 1, 2, 2), 0.5, dtype=torch.float64)
     assert check_settings({"eps": 0.1, "step": 0.3}, x) == {"eps": 0.1, "step": 0.3}
+
+
+def test_a_method_whose_arguments_have_no_names_is_refused():
+    with pytest.raises(TypeError, match="takes 'more' by its place"):
+        per_image(lambda model, x, *more: x)

@@ -116,8 +116,8 @@ def two_minus_one(step, R):
     if (step.x < 0).any():
         raise ValueError("for inputs that are not negative")
     plus, minus = step.weight.clamp(min=0), step.weight.clamp(max=0)
-    return step.x * (2 * step.down(R / (step.up(step.x, plus) + 1e-9), plus)
-                     - step.down(R / (step.up(step.x, minus) - 1e-9), minus))
+    return step.x * (2 * step.down(R / (step.up(step.x, plus) + 1e-9), plus)[0]
+                     - step.down(R / (step.up(step.x, minus) - 1e-9), minus)[0])
 
 
 def test_where_a_residual_network_leaks_elsewhere_it_conserves_here(x):

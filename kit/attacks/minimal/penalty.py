@@ -61,6 +61,8 @@ def cw(
         raise ValueError(f"the Carlini–Wagner norm must be 'l2', 'linf' or 'l0', not {norm!r}")
     attack, usual_c, usual_lr = attacks[norm]
     live = Live(model, x, Goal(y, target))
+    with torch.no_grad():  # w's image differs from x by rounding, and x may reach the goal as it is
+        live.nearest(x, torch.zeros_like(live.found.score), live.goal.reached(live.ask(x), kappa))
     attack(live, kappa, usual_c if c is None else c, rounds, steps, usual_lr if lr is None else lr)
     return live.found.x_adv
 

@@ -22,6 +22,7 @@ from kit.attacks.transfer.ingredients import travel
 from kit.core import Ensemble, Goal, cross_entropy, features, laid_out, leaf, per_image, smooth_relu
 from kit.core.goal import Loss
 from kit.core.loop import check_differentiable
+from kit.core.network import layers_named
 from kit.explain.cam import attended
 
 
@@ -32,6 +33,7 @@ def blocks(model: nn.Module) -> list[str]:
     """
     if isinstance(model, Ensemble):
         return [f"models.{i}.{name}" for i, member in enumerate(model.models) for name in blocks(member)]
+    layers_named(model, [])
     names = [name for name, _ in model.named_modules() if name]
     found = [name for name in names if re.fullmatch(r"(network\.|model\.)?(block|layer)\d+", name)]
     if found:
