@@ -1,4 +1,4 @@
-"""Small networks of seven families, in a few lines each.
+"""Small networks of seven families, and one of ImageNet's, in a few lines each.
 
 Every network is an `nn.Sequential` of named stages: `normalise`, `stem`, `block1`, `block2`, …, `head`, so that
 `features(model, ["block2"])` means the same everywhere. Three habits make them easy to explain: the order is always
@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.core import Normalize
@@ -241,6 +242,52 @@ def mobilenet(
         ),
         head=_pooled_head(6 * w, classes),
     )
+
+
+class Halving(nn.Conv2d):
+    """A convolution of stride 2 that is padded as TensorFlow does: for ⌈h/2⌉ places, and what is odd at the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.kernel_size[0]
+        left, top = (max(kernel - 2 + size % 2, 0) for size in (x.shape[3], x.shape[2]))
+        x = F.pad(x, (left // 2, left - left // 2, top // 2, top - top // 2))
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def efficientnet_lite0(classes: int = 1000, *, mean=(0.5,) * 3, std=(0.5,) * 3) -> nn.Sequential:
+    """EfficientNet-Lite0 (Liu, 2020, after Tan & Le, 2019): inverted residuals with ReLU6, for 224×224 pixels.
+
+    Its tensors are those of timm's tf_efficientnet_lite0, in the same order, and so are its logits.
+    """
+
+    def layer(cin: int, cout: int, kernel: int = 1, stride: int = 1, groups: int = 1, relu: bool = True):
+        kind, padding = (Halving, 0) if stride == 2 else (nn.Conv2d, kernel // 2)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        layers["conv"] = kind(cin, cout, kernel, stride, padding, groups=groups, bias=False)
+        layers["bn"] = nn.BatchNorm2d(cout, eps=1e-3)
+        if relu:
+            layers["relu"] = nn.ReLU6()
+        return nn.Sequential(layers)
+
+    class Block(InvertedResidual):
+        def __init__(self, cin: int, cout: int, kernel: int, stride: int, expand: int):
+            nn.Module.__init__(self)
+            inner = expand * cin
+            self.up = layer(cin, inner) if expand > 1 else nn.Sequential()
+            self.depth = layer(inner, inner, kernel, stride, groups=inner)
+            self.down = layer(inner, cout, relu=False)
+            self.add = Add() if cin == cout and stride == 1 else None
+
+    stages, cin = {}, 32
+    for i, (cout, kernel, stride, expand, times) in enumerate((
+        (16, 3, 1, 1, 1), (24, 3, 2, 6, 2), (40, 5, 2, 6, 2), (80, 3, 2, 6, 3), (112, 5, 1, 6, 3), (192, 5, 2, 6, 4),
+        (320, 3, 1, 6, 1),
+    ), 1):
+        blocks = [Block(cin, cout, kernel, stride, expand)]
+        blocks += [Block(cout, cout, kernel, 1, expand) for _ in range(times - 1)]
+        stages[f"block{i}"], cin = nn.Sequential(*blocks), cout
+    head = nn.Sequential(OrderedDict(maps=layer(cin, 1280), **dict(_pooled_head(1280, classes).named_children())))
+    return _network(mean, std, stem=layer(3, 32, 3, 2), **stages, head=head)
 
 
 FAMILIES: dict[str, Callable[..., nn.Sequential]] = {

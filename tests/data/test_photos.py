@@ -49,3 +49,8 @@ def test_a_package_without_its_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(photos, "find_spec", lambda name: None)
     with pytest.raises(MissingData, match="scikit-image is not installed with its picture chelsea.png"):
         load("photos", which="cat")
+
+
+def test_the_classes_are_those_of_torchvision():
+    torchvision = pytest.importorskip("torchvision")
+    assert list(load("photos").classes) == torchvision.models.SqueezeNet1_0_Weights.IMAGENET1K_V1.meta["categories"]

