@@ -14,11 +14,12 @@ from kit.attacks.minimal import (
     next_class,
     success_curve,
 )
-from kit.attacks.scores import square
+from kit.attacks.scores import autozoom, finite_difference, simba, square, zoo
 from kit.attacks.transfer import ata, dim, ni_fgsm, si_ni_ti_dim, sim, tap, tap_ata, tim
 
 __all__ = [
-    "Transformation", "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "bim", "cw", "deepfool", "dim", "distance", "ead",
-    "feature_adversary", "fgm", "fgsm", "jsma", "lbfgs", "least_likely", "mi_fgsm", "next_class", "ni_fgsm", "pgd",
-    "si_ni_ti_dim", "sim", "square", "success_curve", "tap", "tap_ata", "tim", "train_transformation",
+    "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "autozoom", "bim", "cw", "deepfool", "dim", "distance", "ead",
+    "feature_adversary", "fgm", "fgsm", "finite_difference", "jsma", "lbfgs", "least_likely", "mi_fgsm",
+    "next_class", "ni_fgsm", "pgd", "si_ni_ti_dim", "sim", "simba", "square", "success_curve", "tap", "tap_ata",
+    "tim", "train_transformation", "Transformation", "zoo",
 ]

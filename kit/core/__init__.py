@@ -3,7 +3,7 @@ from kit.core.balls import L1, L2, Linf, ball
 from kit.core.checks import MisleadingModel, check_images, check_labels, check_model, check_settings, warn
 from kit.core.folding import fold_batch_norm
 from kit.core.goal import Goal
-from kit.core.live import Live
+from kit.core.live import Live, Progress
 from kit.core.loop import Trace, adam, differentiate, gradient, leaf, optimise, steepest
 from kit.core.losses import cross_entropy, cw, dlr, margin
 from kit.core.model import Ensemble, Normalize, QueryCounter, asking
@@ -15,7 +15,7 @@ from kit.core.seeding import Draws, alike, device, generator, normal, seed_every
 __all__ = [
     "L1", "L2", "Linf", "ball",
     "MisleadingModel", "check_images", "check_labels", "check_model", "check_settings", "warn",
-    "Goal", "Live",
+    "Goal", "Live", "Progress",
     "Trace", "adam", "differentiate", "gradient", "leaf", "optimise", "steepest",
     "cross_entropy", "cw", "dlr", "margin",
     "ahead", "diverse", "gaussian", "momentum", "resized_and_padded", "scaled", "smoothed",

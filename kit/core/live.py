@@ -21,7 +21,7 @@ from kit.core.checks import check_gradient
 from kit.core.goal import Goal
 from kit.core.loop import Memory, adam, check_differentiable, differentiate, gradients
 from kit.core.model import asking
-from kit.core.passes import laid_out
+from kit.core.passes import PerImage, chunk_size, laid_out
 from kit.core.seeding import Draws
 
 
@@ -33,17 +33,66 @@ class Found:
         self.x_adv = x.clone()
         self.score = torch.full_like(x[:, 0, 0, 0], -torch.inf)
         self.reached = torch.zeros_like(self.score, dtype=torch.bool)
+        self.asked = torch.zeros(len(x), dtype=torch.int64, device=x.device)  # how often the model answered about it
+        self.progress: Progress | None = None
         self.checked = False  # whether the gradient has been looked at
 
     def see(self, rows: Tensor, x_adv: Tensor, score: Tensor, reached: Tensor) -> None:
         score, before = score.detach(), self.reached[rows]
         wins = (reached & ~before) | ((reached == before) & (score > self.score[rows]))
         at = rows[wins]
+        if self.progress is not None:
+            self.progress.add(rows[wins & reached], self.asked, x_adv.detach()[wins & reached])
         if len(rows) == len(self.x_adv) and bool((rows[1:] > rows[:-1]).all()):  # faster than by index
             self.x_adv = torch.where(column(wins, x_adv), x_adv.detach(), self.x_adv)
         else:
             self.x_adv[at] = x_adv.detach()[wins]
         self.score[at], self.reached[at] = score[wins], reached[wins]
+
+
+class Progress(PerImage):
+    """What each image had after how many queries: `trace=Progress(x)` of an attack that asks for answers.
+
+    `first` (N,) is the number of queries to the first success, inf where there was none, and `distance` (N,) ‖x' − x‖₂
+    of what was found there; `to(d)` (N,) the number of queries to a success within the distance d.
+    """
+
+    def __init__(self, x: Tensor):
+        self.x, self.rows = x, torch.arange(len(x))
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice) -> Progress:
+        part = copy(self)
+        part.x, part.rows = self.x[rows], self.rows[rows]
+        if rows.start == 0:  # a new call
+            self._seen.clear()
+        return part
+
+    def add(self, rows: Tensor, asked: Tensor, x_adv: Tensor) -> None:
+        if len(rows):
+            size = (x_adv - self.x[rows]).flatten(1).norm(dim=1)
+            self._seen.append((self.rows[rows.cpu()], asked[rows].cpu(), size.cpu()))
+
+    def to(self, distance: float) -> Tensor:
+        found = torch.full((len(self.rows),), torch.inf)
+        for rows, asked, size in reversed(self._seen):
+            near = size <= distance
+            found[rows[near]] = asked[near].to(found)
+        return found
+
+    @property
+    def first(self) -> Tensor:
+        return self.to(torch.inf)
+
+    @property
+    def distance(self) -> Tensor:
+        found = torch.full((len(self.rows),), torch.inf)
+        for rows, _, size in reversed(self._seen):
+            found[rows] = size.to(found)
+        return found
 
 
 class Live:
@@ -54,8 +103,11 @@ class Live:
     images have reached the goal in this run.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, goal: Goal | None = None, draws: Any = None):
+    def __init__(
+        self, model: nn.Module, x: Tensor, goal: Goal | None = None, draws: Any = None, trace: Progress | None = None,
+    ):
         self.model, self.found = model, Found(x)
+        self.found.progress = trace
         self._set(torch.arange(len(x), device=x.device), x, goal, draws)
 
     def __getattr__(self, name: str) -> Any:
@@ -96,11 +148,29 @@ class Live:
 
     def ask(self, v: Tensor) -> Tensor:
         """The logits of one image v for each, (n, K). Cost: one forward pass."""
+        self.found.asked[self.rows] += 1
         with asking(self.model, self.rows):
             z = self.model(laid_out(v))
         if v.requires_grad and torch.is_grad_enabled():
             check_differentiable(z)
         return z
+
+    def answers(self, v: Tensor, of: Tensor) -> Tensor:
+        """The logits of images v (m, C, H, W), (m, K), where v_i is about the image of[i], a chunk of them at a time
+        and without gradients. Cost: m forward passes of one image."""
+        z = []
+        with torch.no_grad():
+            for part, about in zip(v.split(chunk_size(v)), of.split(chunk_size(v)), strict=True):
+                rows = self.rows[about]
+                self.found.asked.index_add_(0, rows, torch.ones_like(rows))
+                with asking(self.model, rows):
+                    z.append(self.model(laid_out(part)))
+        return torch.cat(z)
+
+    @property
+    def asked(self) -> Tensor:
+        """How often the model has answered about each of these images, in this call, (n,)."""
+        return self.found.asked[self.rows]
 
     def lead(self, z: Tensor, v: Tensor) -> Tensor:
         """By how much the attack leads with the logits z of v. Where it is a term beside others, its gradient could

@@ -59,7 +59,7 @@ class QueryCounter(nn.Module):
         if rest:
             raise ValueError(
                 f"{len(x)} rows cannot belong to {len(self._rows)} images: say which with `with counter.on(indices)`")
-        self.counts[self._rows] += times
+        self.counts.index_add_(0, self._rows, torch.full_like(self._rows, times))  # a row may be there several times
         return self.model(x)
 
     @property

@@ -28,6 +28,10 @@ CHEAP: dict[str, dict[str, Any]] = {
     "pgd": {"steps": 5, "restarts": 3},
     "evade": {"steps": 5},
     "square": {"max_queries": 40, "p": 0.2},
+    "simba": {"max_queries": 60},
+    "finite_difference": {"group": 12},
+    "zoo": {"batch": 32, "max_queries": 700, "c": 10.0, "lr": 0.1, "h": 0.01},  # a small h enlarges what rounding does
+    "autozoom": {"max_queries": 120, "c": 10.0, "lr": 0.1, "switch": 20},
     "feature_adversary": {"steps": 5, "eps": 0.1},
     "train_transformation": {"outer": 2, "inner": 2},
     "smoothgrad": {"samples": 3},

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from kit.attacks import square
-from kit.attacks.scores import share
+from kit.attacks import simba, square
+from kit.attacks.scores.search import share
 from kit.core import MisleadingModel, QueryCounter, ball, fooled, generator
 
 
@@ -107,3 +107,36 @@ def test_a_randomised_model_is_pointed_out(linear):
     model, x, y = linear
     with pytest.warns(MisleadingModel, match="differently when asked twice"):
         square(lambda v: model(v) + torch.rand(len(v), 5), x, y, eps=0.1, max_queries=2)
+
+
+def test_simba_walks_pixel_by_pixel_and_counts_exactly():
+    """Two classes, and the first leads by Σ w_i x_i: each positive weight costs two queries, each other one."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[2.0, -2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]]))
+    x = torch.full((1, 1, 2, 2), 0.5)
+    counter = QueryCounter(model, 1)
+    x_adv = simba(counter, x, torch.tensor([0]), step=0.24, max_queries=100)
+    assert fooled(model, x_adv, torch.tensor([0])).all()
+    delta = (x_adv - x).flatten() / 0.24
+    assert sorted(delta.abs().round().tolist())[-1] >= 1
+    assert (delta * torch.tensor([-1.0, 1.0, -1.0, -1.0]) >= 0).all()  # up for the negative weight alone
+    kept = delta.abs().round()
+    steps = int(kept.sum())
+    up = int(kept[1])  # kept at the first asking
+    assert int(counter.counts) == 1 + 2 * (steps - up) + up
+
+
+def test_simba_keeps_only_what_is_better_and_stays_in_its_ball(linear):
+    model, x, y = linear
+    exact = exact_distance(model, x, y)
+    x_adv = simba(Blind(model), x, y, step=0.3, eps=1.5 * exact, max_queries=500)
+    assert fooled(model, x_adv, y).float().mean() >= 0.95
+    assert (ball("linf", 1.0).norm(x_adv - x) <= 1.5 * exact * (1 + 1e-5)).all()
+    assert not fooled(model, simba(Blind(model), x, y, step=0.3, eps=0.99 * exact, max_queries=300), y).any()
+    before = None
+    for budget in (1, 9, 33):
+        value = nn.functional.cross_entropy(
+            model(simba(model, x, y, step=1e-3, max_queries=budget)), y, reduction="none").detach()
+        assert before is None or ((value >= before).all() and (value > before).any())
+        before = value

@@ -1,19 +1,8 @@
-"""Attacks through the prediction interface: the model answers with scores, and nothing can be differentiated.
-
-    x' = argmax ℓ(f(x'), y)   subject to   ‖x' − x‖_p ≤ eps,   x' ∈ [0, 1],   at most `max_queries` answers for an image
-
-    model         images (N, C, H, W) in [0, 1] → logits (N, K); no gradient is asked of it
-    x, y          images and their labels (N,)           target       labels (N,) to reach, or None
-    max_queries   answers that may be asked for, per image; an image is left alone as soon as it reaches its goal
-    loss          (logits, labels) → (N,)                generator    where random numbers come from
-
-Each returns x' (N, C, H, W), and raises ValueError or TypeError for images, labels and numbers that make no sense. An
-image that reaches its goal as it is comes back as it was, for one query.
-"""
+"""Random search: propose a change, ask, keep what is better. Square changes squares, SimBA one direction at a time."""
 import torch
 from torch import Tensor, nn
 
-from kit.core import Goal, Live, ball, margin, per_image, uniform
+from kit.core import Goal, Live, Progress, ball, cross_entropy, margin, per_image, uniform
 from kit.core.balls import column
 from kit.core.goal import Loss
 
@@ -23,7 +12,8 @@ TOGETHER = 50  # proposals whose random numbers are drawn at once
 @per_image
 def square(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, max_queries: int = 5000, p: float = 0.05,
-    target: Tensor | None = None, loss: Loss = margin, generator: torch.Generator | None = None,
+    target: Tensor | None = None, loss: Loss = margin, trace: Progress | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Square attack in l∞: random search among images whose pixels lie at x ± eps.
 
@@ -33,7 +23,7 @@ def square(
     turned. Cost: `max_queries` forward passes at most.
     Source: Andriushchenko et al., Square attack, ECCV 2020, algorithms 1 and 2, and their schedule of p.
     """
-    live, (channels, h, w) = Live(model, x, Goal(y, target), generator), x.shape[1:]
+    live, (channels, h, w) = Live(model, x, Goal(y, target), generator, trace), x.shape[1:]
     live.eps, live.v, live.proposal = eps, x, x
     live.value = torch.full_like(live.found.score, -torch.inf)
     down, across = torch.arange(h, device=x.device)[:, None], torch.arange(w, device=x.device)
@@ -69,3 +59,42 @@ def square(
 def share(query: int, queries: int, p: float) -> float:
     """The share of the image that a square covers at this query: p, halved at each of nine times."""
     return p / 2 ** sum(query > queries * part for part in (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8))
+
+
+@per_image
+def simba(
+    model: nn.Module, x: Tensor, y: Tensor, *, step: float | Tensor = 0.2, eps: float | Tensor = 1.0,
+    max_queries: int = 5000, target: Tensor | None = None, loss: Loss = cross_entropy, trace: Progress | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """SimBA: one pixel's channel after the other, in random order, is made brighter by `step`; where that does not
+    raise ℓ, darker; where that does not either, it stays. No pixel changes by more than `eps`.
+
+    After T steps that were kept ‖x' − x‖₂ ≤ step √T. When all have been tried it begins again.
+    Cost: `max_queries` forward passes at most; a step takes one or two.
+    Source: Guo et al., Simple black-box adversarial attacks, ICML 2019, algorithm 1 (pixel basis, there without eps).
+    """
+    live, pixels = Live(model, x, Goal(y, target), generator, trace), x[0].numel()
+    live.order = uniform(x.flatten(1), live.draws).argsort(1)
+    live.step, live.eps = (column(torch.as_tensor(s).to(x).expand(len(x)), x) for s in (step, eps))
+    live.v, live.proposal, live.turn = x, x, torch.zeros_like(live.rows)
+    live.value = torch.full_like(live.found.score, -torch.inf)
+    for _ in range(max_queries):
+        with torch.no_grad():
+            z = live.ask(live.proposal)
+        value, reached = live.goal.gain(z, loss), live.goal.reached(z)
+        live.best(live.proposal, value, reached)
+        better = value > live.value
+        live.v = torch.where(column(better, x), live.proposal, live.v)
+        live.value = torch.where(better, value, live.value)
+        first = live.turn == 0
+        # Turns 2q + 1 and 2q + 2 are the q-th pixel up and down; the way down is left out where up was better.
+        live.turn = torch.where(better & ~first & (live.turn % 2 == 1), live.turn + 2, live.turn + 1)
+        live.drop(reached)
+        if not len(live):
+            break
+        at = live.order.gather(1, ((live.turn - 1) // 2 % pixels)[:, None])
+        sign = torch.where(live.turn % 2 == 1, 1.0, -1.0).to(x)
+        move = torch.zeros_like(live.x).flatten(1).scatter_(1, at, sign[:, None]).view_as(live.x)
+        live.proposal = (live.v + live.step * move - live.x).clamp(-live.eps, live.eps).add(live.x).clamp(0, 1)
+    return live.found.x_adv
