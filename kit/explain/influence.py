@@ -196,8 +196,9 @@ def retrain(
         θ ← θ + s p,   H p ≈ −∇R by conjugate gradients, stopped at a negative curvature;   s halved until R falls
 
     Points in `without` are left out while the others keep their weight 1/n: this is what `Influence` predicts.
-    tol: the largest entry of ∇R at the end. Cost: per step a forward and a backward pass over the images, and about
-    four forward passes' time for each conjugate gradient step, of which there are few at first and many at the end.
+    tol: the largest entry of ∇R at the end. Cost: per step a forward and a backward pass over the images, and for each
+    conjugate gradient step, of which there are few at first and many at the end, two backward passes where the images
+    fit into one chunk, else about four forward passes' time.
     Raises RuntimeError when tol is not met after `steps` steps, which in float32 a tol below 1e-6 may never be.
     Source: Nocedal and Wright, Numerical optimization, 2006, algorithm 7.1.
     """
@@ -222,15 +223,24 @@ def _minimised(risk: Network, weight: Tensor, l2: float, tol: float, steps: int)
             value, g = value + loss.detach(), g + torch.autograd.grad(loss, theta)[0]
         return value, g
 
-    def curvature(p: Tensor) -> Tensor:
-        parts = zip(risk.parts(), shares, strict=True)
-        return sum(risk.hessian_products(a, labels, p[None], share)[0] for (a, labels), share in parts) + l2 * p
+    def curvature() -> Callable[[Tensor], Tensor]:
+        """p ↦ ∇²R p at θ. The graph of one chunk is kept from product to product; those of several are made anew."""
+        if len(shares) == 1:
+            ((a, labels),) = risk.parts()
+            product = risk.curvature(a, labels, shares[0])
+            return lambda p: product(p[None])[0] + l2 * p
+
+        def anew(p: Tensor) -> Tensor:
+            parts = zip(risk.parts(), shares, strict=True)
+            return sum(risk.hessian_products(a, labels, p[None], share)[0] for (a, labels), share in parts) + l2 * p
+
+        return anew
 
     value, g = value_and_gradient(risk.theta)
     for _ in range(steps):
         if float(g.abs().max()) <= tol:
             break
-        p, s, done = _newton_direction(curvature, g), 1.0, False
+        p, s, done = _newton_direction(curvature(), g), 1.0, False
         while not done and s > 1e-10:
             new_value, new_g = value_and_gradient(risk.theta + s * p)
             # Near the minimum R no longer resolves the descent, but its gradient does.

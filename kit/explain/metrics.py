@@ -188,10 +188,12 @@ def infidelity(
 
     The squares have sides from 1 pixel to half the image. β ≥ 0 is each map's best scale, so that maps of any unit
     compare: the measure is 1 minus the squared cosine of promise and drop, and 1 where they point apart. All images
-    see the same squares. Cost: `samples` + 1 forward passes.
+    see the same squares. `relevance` is (N, H, W), or M maps of each image (N, M, H, W), which share the passes; then
+    (N, M) is returned. Cost: `samples` + 1 forward passes.
     Source: Yeh et al., On the (in)fidelity and sensitivity of explanations, NeurIPS 2019, section 2.
     """
-    _maps(relevance, x)
+    maps = relevance if relevance.dim() == 4 else relevance[:, None]
+    _maps(maps[:, 0], x)
     h, w = x.shape[2:]
     draws = uniform(x.new_empty(samples, 3, device="cpu"), alike(generator))
     side = (1 + draws[:, 0] * (min(h, w) // 2)).floor()
@@ -209,9 +211,10 @@ def infidelity(
             kept = score(hidden, target.repeat_interleave(len(part))).view(len(x), -1)
             drops.append(score(z, target)[:, None] - kept)
         drop = torch.cat(drops, 1)
-        promised = relevance.flatten(1).to(x.dtype) @ squares.flatten(1).to(x.dtype).T
-        both = (promised * drop).sum(1).clamp(min=0).square()
-        return 1 - both / (promised.square().sum(1) * drop.square().sum(1)).clamp_min(1e-30)
+        promised = maps.flatten(2).to(x.dtype) @ squares.flatten(1).to(x.dtype).T
+        both = (promised * drop[:, None]).sum(2).clamp(min=0).square()
+        broken = 1 - both / (promised.square().sum(2) * drop.square().sum(1, keepdim=True)).clamp_min(1e-30)
+        return broken if relevance.dim() == 4 else broken[:, 0]
 
 
 def max_sensitivity(

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -160,12 +160,16 @@ class Network:
             out.append(sum(part @ _gradient(module, a, delta).T for module, (a, delta), part in layers))
         return torch.cat(out, 1)
 
-    def hessian_products(self, x: Tensor, y: Tensor, v: Tensor, weight: Tensor | None = None) -> Tensor:
+    def curvature(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """v (T, P) ↦ Σ_i weight_i ∇²ℓ_i v for each vector: a forward and a backward pass now, two backward for each."""
         theta = self.theta.detach().requires_grad_()
         losses = F.cross_entropy(self.logits(theta, x), y, reduction="none")
         loss = losses.sum() if weight is None else weight @ losses
         (g,) = torch.autograd.grad(loss, theta, create_graph=True)
-        return torch.stack([torch.autograd.grad(g, theta, u, retain_graph=i < len(v) - 1)[0] for i, u in enumerate(v)])
+        return lambda v: torch.stack([torch.autograd.grad(g, theta, u, retain_graph=True)[0] for u in v])
+
+    def hessian_products(self, x: Tensor, y: Tensor, v: Tensor, weight: Tensor | None = None) -> Tensor:
+        return self.curvature(x, y, weight)(v)
 
     def hessian(self, x: Tensor, y: Tensor) -> Tensor:
         return self.hessian_products(x, y, torch.eye(len(self.theta), dtype=x.dtype, device=x.device))
@@ -238,12 +242,16 @@ class Head(Network):
         return torch.cat([
             ((a @ table).view(len(a), len(v), -1) * self.residuals(a, y)[:, None]).sum(2) for a, y in self.parts()]).T
 
-    def hessian_products(self, a: Tensor, y: Tensor, v: Tensor, weight: Tensor | None = None) -> Tensor:
+    def curvature(self, a: Tensor, y: Tensor, weight: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         p = self.probabilities(a)[:, None]
-        u = (a @ v.view(len(v) * self.classes, -1).T).view(len(a), len(v), -1)
-        s = p * (u - (p * u).sum(2, keepdim=True))
-        s = s if weight is None else weight[:, None, None] * s
-        return (s.flatten(1).T @ a).view(len(v), -1)
+        weighted = p if weight is None else weight[:, None, None] * p
+
+        def product(v: Tensor) -> Tensor:
+            u = (a @ v.view(len(v) * self.classes, -1).T).view(len(a), len(v), -1)
+            s = weighted * (u - (p * u).sum(2, keepdim=True))
+            return (s.flatten(1).T @ a).view(len(v), -1)
+
+        return product
 
     def hessian(self, a: Tensor, y: Tensor) -> Tensor:
         p, k, d = self.probabilities(a), self.classes, a.shape[1]

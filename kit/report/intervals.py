@@ -65,8 +65,10 @@ def bootstrap_mean(values: Any, level: float = 0.95, resamples: int = 2000, seed
     values = as_array(values).astype(float).ravel()
     if len(values) < 2 or not np.isfinite(values).all():
         raise ValueError("a bootstrap needs at least two values, all of them finite")
-    generator = np.random.default_rng(seed)
-    means = [generator.choice(values, len(values)).mean() for _ in range(resamples)]
+    generator, n = np.random.default_rng(seed), len(values)
+    some = max(1, 2**18 // n)  # samples drawn at once, within the cache
+    parts = [(min(some, resamples - start), n) for start in range(0, resamples, some)]
+    means = np.concatenate([generator.choice(values, part).mean(1) for part in parts])
     lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(lo), float(hi)
 

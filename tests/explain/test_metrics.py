@@ -124,6 +124,20 @@ def test_infidelity_is_zero_for_the_exact_parts_of_a_linear_model(linear):
     assert not torch.equal(one, two)
 
 
+def test_several_maps_of_an_image_share_the_passes_of_infidelity(linear):
+    model, x, y = linear
+    R = gradient_times_input(model, x, y)
+    several = torch.stack([R, -R, R.flip(1)], 1)
+    counted = QueryCounter(model, len(x))
+    together = infidelity(counted, x, several, y, samples=8)
+    alone = torch.stack([infidelity(model, x, m, y, samples=8) for m in several.unbind(1)], 1)
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert together[:, 0].max() < 0.01 < 0.2 < together[:, 2].mean()
+    assert counted.counts.tolist() == [9] * len(x)
+    with pytest.raises(ValueError, match="shape"):
+        infidelity(model, x, several[..., 1:], y)
+
+
 def test_max_sensitivity(linear):
     """The gradient of a linear model does not move; gradient × input moves with the input."""
     model, x, y = linear

@@ -91,6 +91,14 @@ def test_bootstrap_covers_the_mean_as_often_as_it_says():
         bootstrap_mean([1.0, math.nan])
 
 
+def test_the_bootstrap_draws_each_sample_with_replacement():
+    values = np.random.default_rng(1).normal(size=600)  # more than are drawn at once
+    generator = np.random.default_rng(3)
+    means = [generator.choice(values, len(values)).mean() for _ in range(1000)]
+    expected = np.quantile(means, [0.05, 0.95])
+    assert bootstrap_mean(values, level=0.9, resamples=1000, seed=3) == pytest.approx(tuple(expected), rel=1e-12)
+
+
 def test_paired_is_mcnemars_exact_test():
     a, b = np.ones(20, bool), np.ones(20, bool)
     b[:6] = False  # a alone on 6 images, b alone on none: 2 / 2^6
