@@ -32,12 +32,6 @@ OVER_BUDGET: dict[str, float] = {
     "notebooks/attacks/transfer.ipynb": 34.6,
     "notebooks/data/corner_cases.ipynb": 37.6,
     "notebooks/detect/deep_validation.ipynb": 90.6,
-    "notebooks/explain/cam.ipynb": 33.3,
-    "notebooks/explain/counterfactual.ipynb": 59,
-    "notebooks/explain/gradient.ipynb": 52,
-    "notebooks/explain/influence.ipynb": 68.8,
-    "notebooks/explain/lime.ipynb": 51,
-    "notebooks/explain/metrics.ipynb": 78.9,
 }
 # An absolute path that is not one of the book's own pages, or anything under the usual folders of a machine.
 MACHINE = re.compile(
