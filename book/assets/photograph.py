@@ -1,9 +1,11 @@
 """Draw photograph.png, which opens the book: a photograph, what a network sees in it and where, and the same after an
 attack that the eye does not notice. Computed here, in a few seconds: python book/assets/photograph.py
 """
+import io
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from kit.attacks import pgd
 from kit.core import logits
@@ -37,7 +39,10 @@ def main() -> None:
         reason.set_title(f"why {name}?")
     for axis in axes:
         axis.set_axis_off()
-    figure.savefig(HERE / "photograph.png", **PRINT)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, **PRINT)
+    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(
+        HERE / "photograph.png", optimize=True)
 
 
 main()
