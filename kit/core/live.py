@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kit.core.balls import column
 from kit.core.checks import check_gradient
-from kit.core.goal import Goal
+from kit.core.goal import Goal, Loss
 from kit.core.loop import Memory, adam, check_differentiable, differentiate, gradients
 from kit.core.model import asking
 from kit.core.passes import PerImage, chunk_size, laid_out
@@ -208,6 +208,20 @@ class Live:
         self.lately.raised(self.rows, reached)
         if bool(reached.any()):
             self.found.see(self.rows[reached], x_adv[reached], -size[reached], reached[reached])
+
+    def propose(self, proposal: Tensor, loss: Loss, whatever: bool = False) -> tuple[Tensor, Tensor]:
+        """Ask about one proposal for each image, and let `v` be it where ℓ grows (with `whatever`, everywhere). Returns
+        where it was better and where it reaches the goal. `v` begins as x, `value` as −∞. Cost: one query."""
+        if "value" not in vars(self):
+            self.v, self.value = self.x, torch.full_like(self.x[:, 0, 0, 0], -torch.inf)
+        with torch.no_grad():
+            z = self.ask(proposal)
+        value, reached = self.goal.gain(z, loss), self.goal.reached(z)
+        self.best(proposal, value, reached)
+        better = (value > self.value) | whatever
+        self.v = torch.where(column(better, proposal), proposal, self.v)
+        self.value = torch.where(better, value, self.value)
+        return better, reached
 
     def adam(self, v: Tensor, g: Tensor, lr: float | Tensor) -> Tensor:
         """v after a step of Adam down the gradient g; the moments are of this run."""

@@ -24,17 +24,11 @@ def square(
     Source: Andriushchenko et al., Square attack, ECCV 2020, algorithms 1 and 2, and their schedule of p.
     """
     live, (channels, h, w) = Live(model, x, Goal(y, target), generator, trace), x.shape[1:]
-    live.eps, live.v, live.proposal = eps, x, x
-    live.value = torch.full_like(live.found.score, -torch.inf)
+    live.eps, live.proposal = eps, x
     down, across = torch.arange(h, device=x.device)[:, None], torch.arange(w, device=x.device)
     for query in range(max_queries):
-        with torch.no_grad():
-            z = live.ask(live.proposal)
-        value, reached = live.goal.gain(z, loss), live.goal.reached(z)
-        live.best(live.proposal, value, reached)
-        better = (value > live.value) | (query == 1)  # the stripes, whatever they are worth: x itself is no start
-        live.v = torch.where(column(better, x), live.proposal, live.v)
-        live.value = torch.where(better, value, live.value)
+        # The stripes are the start, whatever they are worth: x itself is none.
+        _, reached = live.propose(live.proposal, loss, whatever=query == 1)
         live.drop(reached)
         if not len(live):
             break
@@ -77,19 +71,11 @@ def simba(
     live, pixels = Live(model, x, Goal(y, target), generator, trace), x[0].numel()
     live.order = uniform(x.flatten(1), live.draws).argsort(1)
     live.step, live.eps = (column(torch.as_tensor(s).to(x).expand(len(x)), x) for s in (step, eps))
-    live.v, live.proposal, live.turn = x, x, torch.zeros_like(live.rows)
-    live.value = torch.full_like(live.found.score, -torch.inf)
+    live.proposal, live.turn = x, torch.zeros_like(live.rows)
     for _ in range(max_queries):
-        with torch.no_grad():
-            z = live.ask(live.proposal)
-        value, reached = live.goal.gain(z, loss), live.goal.reached(z)
-        live.best(live.proposal, value, reached)
-        better = value > live.value
-        live.v = torch.where(column(better, x), live.proposal, live.v)
-        live.value = torch.where(better, value, live.value)
-        first = live.turn == 0
-        # Turns 2q + 1 and 2q + 2 are the q-th pixel up and down; the way down is left out where up was better.
-        live.turn = torch.where(better & ~first & (live.turn % 2 == 1), live.turn + 2, live.turn + 1)
+        better, reached = live.propose(live.proposal, loss)
+        # Turn 0 is x; 2q + 1 and 2q + 2 are the q-th pixel up and down, and down is left out where up was better.
+        live.turn = torch.where(better & (live.turn % 2 == 1), live.turn + 2, live.turn + 1)
         live.drop(reached)
         if not len(live):
             break
