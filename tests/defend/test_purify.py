@@ -242,6 +242,27 @@ def test_the_codec_is_trained_to_survive_rounding():
         assert Codec()(torch.rand(2, 3, 32, 32, generator=g)).flatten(1).std(dim=1).min() > 0.05  # nothing fades
 
 
+def test_what_trains_them_draws_from_its_own_seed(linear):
+    """Whatever the ambient random state is, and other draws with another seed."""
+    model, x, y = linear
+    pictures = torch.rand(32, 1, 8, 8, generator=generator(0))
+    recipe = Recipe("none", "codec", {"channels": 1, "widths": (4, 4), "bits": 6}, epochs=2, batch=16)
+
+    def codec(seed):
+        network = codec_training(recipe, pictures, torch.zeros(32).long(), seed=seed, device=torch.device("cpu"))
+        return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+    def versions(seed):
+        return adversarial_versions(x, y, [model], 0.1, generator(seed))
+
+    for made in (codec, versions):
+        torch.manual_seed(1)
+        first = made(0)
+        torch.manual_seed(2)
+        assert torch.equal(first, made(0))
+        assert not torch.equal(first, made(1))
+
+
 @pytest.fixture(scope="module")
 def attacked():
     """200 scenes, and BIM at 16/255 against a network that the denoiser never met."""
