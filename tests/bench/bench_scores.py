@@ -1,0 +1,58 @@
+"""Attacks by queries beside the bare forward passes of as many answers; none succeeds, so that all are asked."""
+import importlib.util
+
+import kit.data
+import kit.models
+from kit.attacks import autozoom, finite_difference, simba, square, zoo
+from tests.bench import Task, bare_passes
+
+TINY = 1e-4  # a radius within which nothing is fooled, so that every image uses its whole budget
+
+
+def tasks():
+    data = kit.data.load("scenes", "test", n=128)
+    model = kit.models.load("scenes/vgg").requires_grad_(False)
+    right = model(data.x).argmax(1) == data.y
+    x, y = data.x[right][:64], data.y[right][:64]
+
+    def passes(images, queries):
+        bare_passes(model, x[:images], y[:images], queries, backward=False)
+
+    def many(images, queries):
+        """The same number of answers, a whole chunk at a time."""
+        v = x[:images].repeat(queries, 1, 1, 1)
+        bare_passes(model, v, y[:images].repeat(queries), 1, backward=False)
+
+    yield Task("Square, 100 queries, scenes/vgg", lambda: passes(64, 100),
+               {"kit": lambda: square(model, x, y, eps=TINY, max_queries=100), **peers(model, x, y)}, target=1.1,
+               repeats=3)
+    yield Task("SimBA, 100 queries, scenes/vgg", lambda: passes(64, 100),
+               {"kit": lambda: simba(model, x, y, step=TINY, max_queries=100)}, target=1.2, repeats=3)
+    yield Task("ZOO, 8 images, 1028 queries, scenes/vgg", lambda: many(8, 1028),
+               {"kit": lambda: zoo(model, x[:8], y[:8], c=1e-6, lr=1e-5, max_queries=1028)}, target=1.2,
+               repeats=3)
+    yield Task("finite differences, groups of 8, scenes/vgg", lambda: many(8, 770),
+               {"kit": lambda: finite_difference(model, x[:8], y[:8], eps=TINY, group=8)}, target=1.2, repeats=3)
+    yield Task("AutoZOOM, 100 queries, scenes/vgg", lambda: passes(64, 100),
+               {"kit": lambda: autozoom(model, x, y, c=1e-6, lr=1e-5, max_queries=100)}, repeats=3)
+
+
+def peers(model, x, y):
+    """The same attack by other libraries, where they are installed."""
+    found = {}
+    if importlib.util.find_spec("torchattacks"):
+        import torchattacks
+
+        attack = torchattacks.Square(model, norm="Linf", eps=TINY, n_queries=99, n_restarts=1, p_init=0.05)
+        found["torchattacks"] = lambda: attack(x, y)
+    if importlib.util.find_spec("art"):
+        import numpy as np
+        from art.attacks.evasion import SquareAttack
+        from art.estimators.classification import PyTorchClassifier
+        from torch import nn, tensor
+
+        classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), 10, clip_values=(0, 1),
+                                       device_type="cpu")
+        art = SquareAttack(classifier, norm=np.inf, eps=TINY, max_iter=99, batch_size=64, verbose=False)
+        found["ART"] = lambda: tensor(art.generate(x.numpy(), y.numpy()))
+    return found
