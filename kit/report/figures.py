@@ -110,8 +110,9 @@ def show(
 ) -> Figure:
     """A grid of images (N, C, H, W) in [0, 1], pixels as squares.
 
-    `masks` (N, H, W) are outlined; `heatmaps` (N, H, W) are laid over the image in grey, up to each map's
-    largest absolute value: light to dark where a map has one sign, orange (+) against purple (-) where it has both.
+    `masks` (N, H, W) are outlined; `heatmaps` (N, H, W) cover the image in grey the more the larger they are, up to
+    each map's largest absolute value: light to dark where a map has one sign, orange (+) against purple (-) where it
+    has both.
     `scale` is the grid's width as a share of the column. Raises ValueError for other shapes.
     """
     pictures = _images(images)
@@ -140,7 +141,8 @@ def show(
             top = float(np.abs(heat).max()) or 1.0
             signed = heat.min() < 0 < heat.max()
             low, cmap = (-top, "PuOr_r") if signed else (0.0, "Oranges")
-            axes.imshow(heat if signed else np.abs(heat), vmin=low, vmax=top, cmap=cmap, alpha=0.65)
+            cover = 0.1 + 0.75 * np.abs(heat) / top  # where there is little to say, the image shows through
+            axes.imshow(heat if signed else np.abs(heat), vmin=low, vmax=top, cmap=cmap, alpha=cover)
         outline = outlines[i]
         if outline is not None and 0 < outline.mean() < 1:
             for colour, width in (("white", 3.0), ("black", 1.2)):  # visible on any image
