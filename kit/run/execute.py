@@ -177,7 +177,7 @@ def _stderr(nb: Any) -> tuple[str, str] | None:
 
 def _write(nb: Any, target: Path, *, keep_same: bool) -> None:
     """Write beside `target` and move into place; with `keep_same` not where only volatile parts would change, unless
-    the run took fewer CPU seconds: a busy machine adds some, and the fewest say what the chapter costs."""
+    the run took a CPU second less: a busy machine adds some, and the fewest say what the chapter costs."""
     import nbformat
 
     if keep_same and target.exists():
@@ -187,7 +187,7 @@ def _write(nb: Any, target: Path, *, keep_same: bool) -> None:
         fresh = {name: note[name] for name in VOLATILE}
         note.update({name: before.get(name) for name in VOLATILE})
         same = nbformat.writes(nb).rstrip("\n") + "\n" == old
-        if same and fresh["cpu"] >= (before.get("cpu") or 0):
+        if same and fresh["cpu"] > (before.get("cpu") or 0) - 1:
             return
         note.update(fresh)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -358,6 +358,11 @@ def test_in_place_is_stable_and_refuses_stderr(tmp_path):
     assert run([good], in_place=True, out=tmp_path / "out")[0].status == "up to date"
     assert run([good], in_place=True, out=tmp_path / "out", force=True)[0].status == "ok"
     assert good.read_text() == content
+    note = json.loads(content)
+    note["metadata"]["kit"]["stamp"]["cpu"] = 60.0  # as on a busy machine
+    good.write_text(json.dumps(note, indent=1, ensure_ascii=False) + "\n")
+    run([good], in_place=True, out=tmp_path / "out", force=True)
+    assert json.loads(good.read_text())["metadata"]["kit"]["stamp"]["cpu"] < 30
 
 
 def test_the_time_limit(tmp_path):
