@@ -6,15 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.data import corner_cases, folders, real
-from kit.data.digits import COUNTS as DIGITS_COUNTS
-from kit.data.digits import digits as _digits
-from kit.data.imagenet import imagenet as _imagenet
-from kit.data.photos import LABELLED as _labelled
-from kit.data.photos import photos as _photos
-from kit.data.scenes import labels as _scene_labels
-from kit.data.scenes import render as _render
-from kit.data.scenes import scenes
+from kit.data import corner_cases, digits, folders, imagenet, photos, real
+from kit.data.scenes import labels, render, scenes
 from kit.data.sets import SPLITS, Data, MissingData, check_split, choose, dev_size
 
 __all__ = [
@@ -66,14 +59,14 @@ def load(name: str, split: str = "test", n: int | None = None, seed: int = 0, **
     """
     check_split(split)
     if name == "digits":
-        return _call(name, _digits, split, n, seed, **options)
+        return _call(name, digits.digits, split, n, seed, **options)
     if name == "scenes":
-        rows = choose(_scene_labels(np.arange(SCENES_COUNTS[split]), SCENES_SEEDS[split]), n, seed, f"scenes/{split}")
-        return _call(name, _render, rows, seed=SCENES_SEEDS[split], **options)
+        rows = choose(labels(np.arange(SCENES_COUNTS[split]), SCENES_SEEDS[split]), n, seed, f"scenes/{split}")
+        return _call(name, render, rows, seed=SCENES_SEEDS[split], **options)
     if name == "photos":
-        return _call(name, _photos, split, n, seed, **options)
+        return _call(name, photos.photos, split, n, seed, **options)
     if name == "imagenet":
-        return _call(name, _imagenet, split, n, seed, **options)
+        return _call(name, imagenet.imagenet, split, n, seed, **options)
     if name == "folder":
         where = options.pop("root", None)
         if where is None:
@@ -109,9 +102,9 @@ def available(name: str) -> bool:
 
 def listing() -> list[Listing]:
     """Every set, with what is there of it. Reads headers and folders only; downloads nothing."""
-    photographs: dict[str, int | None] = {"train": 0, "dev": 0, "test": len(_labelled)}
+    photographs: dict[str, int | None] = {"train": 0, "dev": 0, "test": len(photos.LABELLED)}
     rows = [
-        Listing("digits", WHAT["digits"], dict(DIGITS_COUNTS), (1, 28, 28), "embedded", True),
+        Listing("digits", WHAT["digits"], dict(digits.COUNTS), (1, 28, 28), "embedded", True),
         Listing("scenes", WHAT["scenes"], dict(SCENES_COUNTS), (3, 32, 32), "embedded", True),
         Listing("photos", WHAT["photos"], photographs, (3, 224, 224), "embedded", True),
     ]

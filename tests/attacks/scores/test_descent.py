@@ -6,18 +6,7 @@ from torch import nn
 from kit.attacks import autozoom, zoo
 from kit.attacks.scores import descent
 from kit.core import Goal, Live, Progress, QueryCounter, fooled, generator
-
-
-class Blind(nn.Module):
-    """A model that answers and refuses autograd."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        with torch.no_grad():
-            return self.inner(x)
+from tests.attacks.scores.blind import Blind
 
 
 @pytest.fixture(scope="module")
