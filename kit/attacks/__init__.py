@@ -14,12 +14,28 @@ from kit.attacks.minimal import (
     next_class,
     success_curve,
 )
-from kit.attacks.scores import autozoom, finite_difference, simba, square, zoo
+from kit.attacks.scores import (
+    autozoom,
+    difference_of_means,
+    finite_difference,
+    nes,
+    random_perturbation,
+    simba,
+    spsa,
+    square,
+    zo_adamm,
+    zo_admm,
+    zo_ngd,
+    zo_sign_sgd,
+    zo_svrg,
+    zoo,
+)
 from kit.attacks.transfer import ata, dim, ni_fgsm, si_ni_ti_dim, sim, tap, tap_ata, tim
 
 __all__ = [
-    "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "autozoom", "bim", "cw", "deepfool", "dim", "distance", "ead",
-    "feature_adversary", "fgm", "fgsm", "finite_difference", "jsma", "lbfgs", "least_likely", "mi_fgsm",
-    "next_class", "ni_fgsm", "pgd", "si_ni_ti_dim", "sim", "simba", "square", "success_curve", "tap", "tap_ata",
-    "tim", "train_transformation", "Transformation", "zoo",
+    "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "autozoom", "bim", "cw", "deepfool", "difference_of_means", "dim",
+    "distance", "ead", "feature_adversary", "fgm", "fgsm", "finite_difference", "jsma", "lbfgs", "least_likely",
+    "mi_fgsm", "nes", "next_class", "ni_fgsm", "pgd", "random_perturbation", "si_ni_ti_dim", "sim", "simba", "spsa",
+    "square", "success_curve", "tap", "tap_ata", "tim", "train_transformation", "Transformation", "zo_adamm",
+    "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo",
 ]

@@ -115,11 +115,12 @@ def check_gradient(value: Tensor, g: Tensor, done: Tensor | None = None) -> None
 # --- hyper-parameters -----------------------------------------------------------------------------------------------
 
 # A word means the same in every method, so that its range is said once. A count is a whole number.
-COUNTS = ("steps", "rounds", "restarts", "samples", "copies", "outer", "inner", "epochs", "batch", "top", "max_queries")
+COUNTS = ("steps", "rounds", "restarts", "samples", "copies", "outer", "inner", "epochs", "batch", "top", "max_queries",
+          "q", "many", "switch")
 RANGES: dict[str, tuple[float, float, bool]] = {  # lowest, highest, and whether the lowest itself is allowed
-    **dict.fromkeys(("step", "lr", "c", "tiny"), (0.0, math.inf, False)),
+    **dict.fromkeys(("step", "lr", "c", "tiny", "h", "rho"), (0.0, math.inf, False)),
     **dict.fromkeys(
-        ("eps", "mu", "eta", "kappa", "beta", "overshoot", "sigma"), (0.0, math.inf, True)),
+        ("eps", "mu", "eta", "kappa", "beta", "overshoot", "sigma", "damping"), (0.0, math.inf, True)),
     **dict.fromkeys(("lam", "lam_tap", "gamma", "alpha"), (-math.inf, math.inf, True)),  # a sign may be turned
     "p": (0.0, 1.0, True),
 }

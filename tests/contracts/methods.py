@@ -32,6 +32,12 @@ CHEAP: dict[str, dict[str, Any]] = {
     "finite_difference": {"group": 12},
     "zoo": {"batch": 32, "max_queries": 700, "c": 10.0, "lr": 0.1, "h": 0.01},  # a small h enlarges what rounding does
     "autozoom": {"max_queries": 120, "c": 10.0, "lr": 0.1, "switch": 20},
+    "nes": {"q": 6, "step": 0.05, "h": 0.01, "max_queries": 120},
+    "spsa": {"q": 6, "lr": 0.05, "max_queries": 120},
+    "zo_ngd": {"q": 6, "lr": 20.0, "max_queries": 120},
+    "zo_admm": {"q": 6, "alpha": 0.3, "rho": 1.0, "max_queries": 120},
+    **dict.fromkeys(("zo_sign_sgd", "zo_adamm"), {"c": 10.0, "lr": 0.1, "h": 0.01, "switch": 10, "max_queries": 250}),
+    "zo_svrg": {"c": 10.0, "lr": 0.1, "many": 20, "q": 5, "inner": 3, "h": 0.01, "switch": 10, "max_queries": 250},
     "feature_adversary": {"steps": 5, "eps": 0.1},
     "train_transformation": {"outer": 2, "inner": 2},
     "smoothgrad": {"samples": 3},

@@ -10,8 +10,10 @@
 A gradient is estimated from answers, or done without:
 
     descent       ZOO: differences along coordinates; AutoZOOM: along random directions of a small space
+    estimators    the others that follow random directions: NES, SPSA, ZO-signSGD, -SVRG, -NGD, -ADMM and -AdaMM
     bounded       finite differences along all pixels, groups of them or principal components, in a ball of radius eps
     search        Square and SimBA: propose, ask, keep what is better
+    zero          a random change, and the difference of two classes' means: no question at all
 
 An image that reaches its goal as it is comes back as it was, for one query. Probabilities p serve as logits through
 their logarithms, since only differences of logits are used. Each raises ValueError or TypeError for images, labels and
@@ -19,6 +21,11 @@ numbers that make no sense.
 """
 from kit.attacks.scores.bounded import finite_difference
 from kit.attacks.scores.descent import autozoom, zoo
+from kit.attacks.scores.estimators import nes, spsa, zo_adamm, zo_admm, zo_ngd, zo_sign_sgd, zo_svrg
 from kit.attacks.scores.search import simba, square
+from kit.attacks.scores.zero import difference_of_means, random_perturbation
 
-__all__ = ["autozoom", "finite_difference", "simba", "square", "zoo"]
+__all__ = [
+    "autozoom", "difference_of_means", "finite_difference", "nes", "random_perturbation", "simba", "spsa", "square",
+    "zo_adamm", "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo",
+]

@@ -7,6 +7,7 @@ that a decoder turns into a picture. The box keeps x' in [0, 1]: by tanh, as `cw
 Logits differ as the logarithms of probabilities do, which these papers use.
 """
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.attacks.minimal.penalty import squared, to_w, to_x
-from kit.core import Goal, Live, Progress, normal, per_image, uniform
+from kit.attacks.scores.directions import estimate, follow
+from kit.core import Goal, Live, Progress, per_image, uniform
 
 BETAS, TINY = (0.9, 0.999), 1e-8  # Adam's
 LEAST_CURVATURE = 0.1  # ZOO's Newton steps divide by no less; where the curvature is negative, by 1
@@ -86,6 +88,22 @@ def sides(side: int | None, x: Tensor) -> tuple[int, int]:
     if side is not None and not 1 <= side <= h:
         raise ValueError(f"the side of the attack space must be from 1 to the image's {h} rows, not {side}")
     return (h, w) if side is None else (side, max(1, round(side * w / h)))
+
+
+def penalised(live: Live, delta: Any, box: str, kappa: float, switch: int) -> tuple[Any, Any]:
+    """The objective for `follow`: f(points, whose), and ask() at v, which changes c after every `switch` times."""
+    steps = count()
+
+    def f(v, of):
+        return losses(live, boxed(live.w[of], delta(v), box), of, kappa)[0]
+
+    def ask():
+        if (k := next(steps)) and k % switch == 0:
+            reweigh(live)
+        value = at_v(live, boxed(live.w, delta(live.v), box), kappa)
+        return value, torch.zeros_like(live.hit)
+
+    return f, ask
 
 
 @per_image
@@ -174,17 +192,6 @@ def _grown(v: Tensor, before: tuple[int, int], now: tuple[int, int], channels: i
     return F.interpolate(maps, now, mode="bilinear", align_corners=True).flatten(1)
 
 
-def random_gradient(f: Any, v: Tensor, value: Tensor, u: Tensor, many: Tensor, beta: float) -> Tensor:
-    """ĝ_i = d/q_i Σ_j (f(v_i + β u_ij) − f(v_i))/β · u_ij over the first q_i = many[i] unit vectors of u (n, q, d).
-
-    Its mean is ∇f where f is linear, and E‖ĝ‖² = ‖∇f‖² (d + q − 1)/q. f(points (m, d), whose (m,)) -> (m,).
-    """
-    of = torch.arange(len(v), device=v.device).repeat_interleave(many)
-    along = u[torch.arange(u.shape[1], device=v.device) < many[:, None]]
-    slope = (f(v[of] + beta * along, of) - value[of]) / beta
-    return torch.zeros_like(v).index_add_(0, of, slope[:, None] * along) * (v.shape[1] / many)[:, None]
-
-
 @per_image
 def autozoom(
     model: nn.Module, x: Tensor, y: Tensor, *, space: int | nn.Module | None = None, q: int = 4,
@@ -210,29 +217,22 @@ def autozoom(
     live = Live(model, x, Goal(y, target), generator, trace)
     delta, dimensions = _space(space, x)
     begin(live, x.new_zeros(len(x), dimensions), c, box, max_queries)
-    live.succeeded, beta, k = torch.zeros_like(live.hit), 1 / dimensions, 0
-    while len(live):
-        value = at_v(live, boxed(live.w, delta(live.v), box), kappa)
+    f, at = penalised(live, delta, box, kappa, switch)
+    live.q, live.price, live.succeeded = torch.ones_like(live.rows), torch.ones_like(live.rows), live.hit
+    h, everywhere = dimensions**-1.5, torch.arange(dimensions, device=x.device)  # β u, for a u as long as √d
+
+    def ask():
+        value, done = at()
         first = live.hit & ~live.succeeded
         live.succeeded = live.succeeded | first
+        live.q = torch.where(first, q, live.q)
         live.m, live.u, live.t = (torch.where(first[:, None], 0, s) for s in (live.m, live.u, live.t))
-        many = torch.where(live.succeeded, q, 1).minimum(max_queries - live.asked - 1)
-        spent = many < 1
-        many, value = many[~spent], value[~spent]
-        live.drop(spent)
-        if not len(live):
-            break
-        u = F.normalize(normal(live.v[:, None].expand(-1, q, -1), live.draws), dim=2)
+        return value, done
 
-        def f(v, of):
-            return losses(live, boxed(live.w[of], delta(v), box), of, kappa)[0]
+    def rule(g):
+        return live.v - adam_step(live, g, everywhere.expand_as(live.v), lr)
 
-        g = random_gradient(f, live.v, value, u, many, beta)
-        live.v = live.v - adam_step(live, g, torch.arange(dimensions, device=x.device).expand_as(live.v), lr)
-        k += 1
-        if k % switch == 0:
-            reweigh(live)
-    return live.found.x_adv
+    return follow(live, ask, lambda: estimate(live, f, "sphere", q, h, live.value), rule, max_queries)
 
 
 def _space(space: int | nn.Module | None, x: Tensor) -> tuple[Any, int]:

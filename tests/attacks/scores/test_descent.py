@@ -134,21 +134,6 @@ def test_the_trace_tells_what_was_there_by_when(case):
     assert alone.first[0] == trace.first[0]
 
 
-@pytest.mark.parametrize("q", [1, 5, 20])
-def test_the_random_gradient_has_the_mean_and_the_length_of_its_theory(q):
-    d, n = 20, 20000
-    slope = torch.linspace(-1, 2, d)
-    u = torch.nn.functional.normalize(torch.randn(n, q, d, generator=generator(q)), dim=2)
-    v, many = torch.zeros(n, d), torch.full((n,), q)
-    g = descent.random_gradient(lambda p, of: p @ slope, v, torch.zeros(n), u, many, 0.1)
-    assert torch.allclose(g.mean(0), slope, atol=4 * float(slope.norm()) * (d / q / n) ** 0.5)
-    length = g.square().sum(1).mean() / slope.square().sum()
-    assert float(length) == pytest.approx((d + q - 1) / q, rel=0.03)
-    fewer = descent.random_gradient(lambda p, of: p @ slope, v, torch.zeros(n), u, torch.ones_like(many), 0.1)
-    alone = descent.random_gradient(lambda p, of: p @ slope, v, torch.zeros(n), u[:, :1], torch.ones_like(many), 0.1)
-    assert torch.allclose(fewer, alone)
-
-
 def live_at(case, channels=1, size=(8, 8), n=3):
     x = torch.full((n, channels, *size), 0.5)
     live = Live(nn.Sequential(nn.Flatten(), nn.Linear(channels * size[0] * size[1], 3)), x,

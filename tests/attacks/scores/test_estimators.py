@@ -1,0 +1,222 @@
+"""NES, SPSA and their kin: exact distances on linear networks, exact counts, and what each does alone."""
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+import kit.attacks
+from kit.attacks import bim, nes, zo_admm, zo_ngd, zo_svrg
+from kit.attacks.scores import estimators
+from kit.attacks.scores.estimators import Top
+from kit.core import Progress, QueryCounter, ball, fooled, generator, logits
+from tests.attacks.scores.blind import Blind
+
+BOUNDED = {"nes": {"step": 0.05}, "spsa": {"q": 20, "lr": 0.03}, "zo_ngd": {}, "zo_admm": {"c": 3.0}}
+NEAREST = {"zo_sign_sgd": 1.1, "zo_adamm": 1.1, "zo_svrg": 1.2}  # how near they come, over the exact distance
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A linear network on 6 × 7 pixels, far from the box, and the distances to the nearest other class."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(42, 5)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator(3), dtype=p.dtype) / 3)
+    x = 0.3 + 0.4 * torch.rand(8, 1, 6, 7, generator=generator(5), dtype=torch.float64)
+    z, w = model(x).detach(), model[1].weight.detach()
+    y = z.argmax(1)
+    exact = {}
+    for norm, dual in (("linf", 1), ("l2", 2)):
+        gaps = (z.gather(1, y[:, None]) - z) / (w[y][:, None] - w[None]).norm(dual, dim=2)
+        exact[norm] = gaps.masked_fill(nn.functional.one_hot(y, 5).bool(), torch.inf).amin(1)
+    return Blind(model), x, y, exact
+
+
+def attack(name):
+    return getattr(kit.attacks, name)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_ball_of_1_3_times_the_exact_distance_is_enough_and_of_0_99_is_not(case, name, norm):
+    model, x, y, exact = case
+    trace = Progress(x)
+    x_adv = attack(name)(model, x, y, eps=1.3 * exact[norm], norm=norm, max_queries=2000, trace=trace, **BOUNDED[name])
+    assert fooled(model, x_adv, y).all()
+    assert (ball(norm, 1).norm(x_adv - x) <= 1.3 * exact[norm] * (1 + 1e-6)).all()
+    assert (trace.first > 1).all()
+    x_adv = attack(name)(model, x, y, eps=0.99 * exact[norm], norm=norm, max_queries=500, **BOUNDED[name])
+    assert not fooled(model, x_adv, y).any()
+
+
+@pytest.mark.parametrize("box", ["tanh", "clip"])
+@pytest.mark.parametrize("name", NEAREST)
+def test_the_nearest_come_to_the_exact_distance(case, name, box):
+    model, x, y, exact = case
+    x_adv = attack(name)(model, x, y, box=box, max_queries=3000)
+    assert fooled(model, x_adv, y).all()
+    ratio = (x_adv - x).flatten(1).norm(dim=1) / exact["l2"]
+    assert ratio.min() >= 1
+    assert ratio.max() < NEAREST[name] + 0.05 * (box == "clip")
+
+
+@pytest.mark.parametrize("name", [*BOUNDED, *NEAREST])
+def test_towards_a_target(case, name):
+    model, x, y, _ = case
+    target = (y + 1) % 5
+    settings = {"eps": 0.4, **BOUNDED[name]} if name in BOUNDED else {"c": 10.0, "lr": 0.03}
+    x_adv = attack(name)(model, x, y, target=target, max_queries=3000, **settings)
+    assert fooled(model, x_adv, y, target).all()
+
+
+@pytest.mark.parametrize("name", [*BOUNDED, *NEAREST])
+def test_the_budget_is_used_and_never_exceeded(case, name):
+    model, x, y, exact = case
+    already = y.clone()
+    already[0] = (y[0] + 1) % 5
+    for budget in (1, 2, 3, 30, 151):
+        counter = QueryCounter(model, len(x))
+        settings = {"eps": 0.5 * exact["linf"]} if name in BOUNDED else {}
+        x_adv = attack(name)(counter, x, already, max_queries=budget, **settings)
+        assert counter.counts[0] == 1
+        assert torch.equal(x_adv[0], x[0])
+        assert (counter.counts[1:] <= budget).all()
+        assert (counter.counts[1:] >= budget - 2).all()  # a pair is not taken apart
+
+
+def test_an_iteration_asks_about_v_once_and_about_all_directions_together(case):
+    model, x, y, exact = case
+    asked = []
+
+    class Record(nn.Module):
+        def forward(self, v):
+            asked.append(len(v))
+            return model(v)
+
+    nes(Record(), x[:2], y[:2], eps=0.3 * exact["linf"][:2], q=4, max_queries=28)
+    assert asked[2:] == [2, 16, 2, 16, 2, 16, 2]  # after the two passes that look at the model
+
+
+def test_nes_halves_its_step_on_a_plateau(case):
+    """Within a ball that holds no success ℓ stops growing, at the corner, and steps of v stop too."""
+    model, x, y, exact = case
+    seen = []
+
+    class Record(nn.Module):
+        def forward(self, v):
+            if len(v) == 1:
+                seen.append(v.clone())
+            return model(v)
+
+    nes(Record(), x[:1], y[:1], eps=0.05 * exact["l2"][:1], norm="l2", q=3, step=0.1, mu=0.0, max_queries=1500)
+    moves = torch.cat(seen[3:]).diff(dim=0).flatten(1).norm(dim=1)
+    assert moves[-20:].mean() < 0.3 * moves[5:25].mean()
+
+
+def test_natural_steps_change_the_loss_by_what_is_said(case):
+    """On a linear ℓ a step of lr ĝ/(damping + ‖ĝ‖²) raises ℓ by lr q/(d + q − 1) on average: d = 42, q = 8."""
+    model, x, y, _ = case
+    many, of = x[:1].expand(400, -1, -1, -1), y[:1].expand(400)
+    moved = nes_like(zo_ngd, model, many, of, q=8, lr=0.05, damping=1e-9)
+    z = logits(model, torch.cat([many, moved]))
+    lead = z.gather(1, of.repeat(2)[:, None])[:, 0]
+    rise = lead[:400] - lead[400:] + (z.masked_fill(nn.functional.one_hot(of.repeat(2), 5).bool(), -torch.inf)
+                                      .amax(1)[400:] - z[:400].topk(2, 1).values[:, 1])
+    assert float(rise.mean()) == pytest.approx(0.05 * 8 / 49, rel=0.1)
+
+
+def nes_like(method, model, x, y, q, **settings):
+    """The image after one step."""
+    return method(model, x, y, eps=1.0, q=q, max_queries=2 * q + 2, **settings)
+
+
+def test_admm_returns_what_is_in_ball_and_box_though_its_delta_is_not(case):
+    model, x, y, exact = case
+    edge = torch.where(x > 0.5, 1.0, 0.0).to(x)
+    label = logits(model, edge).argmax(1)
+    x_adv = zo_admm(model, edge, label, eps=0.05, rho=0.5, alpha=0.1, max_queries=300)
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert (x_adv - edge).abs().max() <= 0.05 + 1e-9
+    assert (x_adv - edge).abs().max() > 0.04
+    sparing = zo_admm(model, x, y, eps=0.5 * exact["linf"], gamma=200.0, max_queries=300)
+    free = zo_admm(model, x, y, eps=0.5 * exact["linf"], gamma=0.0, max_queries=300)
+    assert ((sparing - x).flatten(1).norm(dim=1) < 0.8 * (free - x).flatten(1).norm(dim=1)).all()
+
+
+def test_svrg_at_its_snapshot_is_the_snapshot(case, monkeypatch):
+    """With no step v stays v₀, where the difference with the same directions is 0: every ĝ is ĝ₀ until the next."""
+    model, x, y, _ = case
+    seen = []
+    follow = estimators.follow
+
+    def watched(live, ask, gradient, rule, max_queries):
+        def still(g):
+            seen.append(g.clone())
+            return live.v
+
+        return follow(live, ask, gradient, still, max_queries)
+
+    monkeypatch.setattr(estimators, "follow", watched)
+    zo_svrg(model, x, y, inner=4, many=20, q=5, c=100.0, max_queries=120)
+    assert len(seen) >= 8
+    assert all(torch.equal(seen[0], g) for g in seen[1:4])
+    assert not torch.allclose(seen[4], seen[0])
+    monkeypatch.setattr(estimators, "follow", lambda live, *rest: follow(live, *rest))
+    counter = QueryCounter(model, len(x))
+    zo_svrg(counter, x, y, inner=4, many=20, q=5, max_queries=1 + 21 + 3 * 11 + 1)
+    assert (counter.counts == 56).all()
+
+
+# --- partial information --------------------------------------------------------------------------------------------
+
+def test_the_top_classes_are_told_and_the_others_share_the_rest():
+    z = torch.tensor([[3.0, 1.0, 0.0, -1.0, 2.0], [0.0, 30.0, 1.0, 0.0, 0.0]])
+    p = z.softmax(1)
+    told = Top(nn.Identity(), 2)(z).exp()
+    assert torch.allclose(told[0, [0, 4]], p[0, [0, 4]])
+    assert torch.allclose(told[0, [1, 2, 3]], (1 - p[0, 0] - p[0, 4]).expand(3) / 3)
+    assert told[1].argmax() == 1
+    assert told.isfinite().all()
+    assert torch.allclose(Top(nn.Identity(), 5)(z).exp(), p)
+    assert torch.allclose(Top(nn.Identity(), 9)(z).exp(), p)
+
+
+@pytest.mark.parametrize("top", [1, 2, 4])
+def test_from_an_image_of_the_target_class_the_ball_shrinks_to_eps(case, top):
+    model, x, y, _ = case
+    target = (y + 1) % 5
+    other = torch.rand(x.shape, generator=generator(9), dtype=x.dtype)
+    other = bim(model.inner, other, y, eps=1.0, step=0.05, steps=20, target=target)
+    settings = {"target": target, "start": other, "top": top, "step": 0.05, "max_queries": 6000}
+    x_adv = nes(model, x, y, eps=0.3, **settings)
+    assert fooled(model, x_adv, y, target).float().mean() > 0.8
+    assert (x_adv - x).abs().max() <= 0.3 + 1e-9
+    assert (x_adv - other).abs().flatten(1).amax(1).min() > 0.2  # it left where it began
+    missed = nes(model, x, y, eps=1e-4, **settings | {"max_queries": 500})
+    assert torch.equal(missed, x)  # no image within eps: as it was
+    for budget in (1, 2, 3, 60):
+        counter = QueryCounter(model, len(x))
+        nes(counter, x, y, eps=0.3, **settings | {"max_queries": budget})
+        assert (counter.counts <= budget).all()
+
+
+def test_partial_information_says_what_it_needs(case):
+    model, x, y, _ = case
+    target = (y + 1) % 5
+    with pytest.raises(ValueError, match="top= needs target="):
+        nes(model, x, y, eps=0.3, top=1)
+    with pytest.raises(ValueError, match="top= needs target="):
+        nes(model, x, y, eps=0.3, top=1, target=target)
+    with pytest.raises(ValueError, match="do not have it among their top 1"):
+        nes(model, x, y, eps=0.3, top=1, target=target, start=x)
+    for name in ("q", "h"):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            nes(model, x, y, eps=0.3, **{name: 0})
+
+
+def test_every_estimator_is_among_these():
+    public = {name for name in kit.attacks.__all__
+              if inspect.getmodule(getattr(kit.attacks, name)) is estimators}
+    assert public == {*BOUNDED, *NEAREST}
