@@ -1,4 +1,5 @@
-"""Networks from images to images of the same size, which stand before a classifier: a U-Net and a binary codec.
+"""Networks from images to images of the same size: a U-Net and a binary codec, which stand before a classifier, and an
+autoencoder, whose codes an attack searches.
 
 They are small like the classifiers: the widths are ours, the layout is the papers'. `kit.defend` trains them.
 """
@@ -74,6 +75,38 @@ class Codec(nn.Module):
         return self.decode(self.code(x))
 
 
+class AutoEncoder(nn.Module):
+    """x̂ = dec(enc(x)), with a code of `maps` maps of size/2^levels, after AutoZOOM's (Tu et al., AAAI 2019): at each
+    level one 3×3 convolution, ReLU, and pooling or enlarging by two.
+
+    `decoder.shape` is the shape of a code, for `kit.attacks.autozoom(space=autoencoder.decoder)`.
+    """
+
+    def __init__(
+        self, channels: int = 1, size: int = 28, maps: int = 1, levels: int = 1, width: int = 16, norm: bool = True,
+    ):
+        super().__init__()
+        if size % 2**levels:
+            raise ValueError(f"a side of {size} cannot be halved {levels} times")
+        down: list[nn.Module] = []
+        up: list[nn.Module] = []
+        for level in range(levels):
+            down += [nn.Conv2d(width if level else channels, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            up += [nn.Conv2d(width if level else maps, width, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2)]
+        self.encoder = nn.Sequential(*down, nn.Conv2d(width, maps, 3, padding=1))
+        self.decoder = Decoder(*up, nn.Conv2d(width, channels, 3, padding=1))
+        self.decoder.shape = (maps, size // 2**levels, size // 2**levels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x))
+
+
+class Decoder(nn.Sequential):
+    """From codes (N, *shape) to images."""
+
+    shape: tuple[int, ...]
+
+
 def _elus(widths: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for cin, cout in zip(widths, widths[1:], strict=False):
@@ -83,4 +116,4 @@ def _elus(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-PURIFIERS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "codec": Codec}
+PURIFIERS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "codec": Codec, "autoencoder": AutoEncoder}

@@ -73,6 +73,7 @@ CATALOGUE: dict[str, Network] = {
     "noisy/inception": Network("inception", COLOUR_32),
     "hgd/scenes": Network("unet"),
     "comdefend/scenes": Network("codec"),
+    "autozoom/digits": Network("autoencoder", {"channels": 1, "size": 28, "maps": 1, "levels": 1}),
     "spurious/resnet": Network("resnet", COLOUR_32),
     "shuffled/resnet": Network("resnet", COLOUR_32),
 }
@@ -113,7 +114,8 @@ def build(name: str | Built, norm: bool = False) -> nn.Module:
 def load(name: str, device: str | torch.device | None = None) -> nn.Module:
     """A trained network in eval mode: images (N, C, H, W) in [0, 1] → logits (N, K). Its first layer normalises.
 
-    The purifiers (`hgd/…`, `comdefend/…`) return images instead; `kit.defend` puts them before a classifier.
+    The purifiers (`hgd/…`, `comdefend/…`) return images instead; `kit.defend` puts them before a classifier. So
+    does the autoencoder (`autozoom/digits`), whose `decoder` makes images of codes.
 
     `device=None` is the CPU; "auto" the GPU where there is one. Raises ValueError for a name that does not exist or
     weights that are damaged, FileNotFoundError for a network that nobody has trained yet.

@@ -4,9 +4,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kit.data
+import kit.models
+from kit.core import accuracy
 from kit.defend import adversarial_training, ensemble_adversarial_training, noisy_training, single_step_training
 from kit.defend.adversarial_training import robust_accuracy
 from kit.defend.purify import codec_figures, codec_training, denoiser_figures, denoiser_training
@@ -30,6 +33,19 @@ def fit_shuffled(r: Recipe, x: Tensor, y: Tensor, *, seed: int = 0, **options: A
     """As `fit`, with the labels permuted among the images: what the network knows, it knows by heart."""
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     return fit(r, x, y[order], seed=seed, **options)
+
+
+def reconstruction_training(r: Recipe, x: Tensor, y: Tensor, *, guide: str, **how: Any) -> nn.Module:
+    """min E[mean (dec(enc(x)) − x)²], as `fit` does it. The guide only measures. Cost: a step of training."""
+    return fit(r, x, y, loss=lambda model, xb, yb, generator: F.mse_loss(model(xb), xb), **how)
+
+
+def reconstruction_figures(r: Recipe, network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    """For the manifest: the guide's accuracy on the reconstructions, and their mean squared error in pixels."""
+    with torch.no_grad():
+        again = torch.cat([network(part) for part in x.split(256)]).clamp(0, 1)
+    guide, error = kit.models.load(r.options["guide"]), (again - x).square().mean()
+    return {"accuracy": accuracy(guide, again, y), "mse": float(error)}
 
 
 SCENES: dict[str, Any] = {"data": "scenes", "images": 3600, "epochs": 10, "shift": 1, "flip": True}
@@ -68,6 +84,10 @@ HOW: dict[str, dict[str, Any]] = {
         "guide": "scenes/inception", "sources": ["scenes/inception", "scenes/resnet", "scenes/vgg"]}},
     "comdefend/scenes": {"data": "scenes", "images": 4800, "epochs": 8, "batch": 32, "lr": 3e-3,
                          "train": codec_training, "options": {"noise": 8.0}, "measure": codec_figures},
+    # the codes that AutoZOOM searches
+    "autozoom/digits": {"data": "digits", "epochs": 30, "batch": 32, "lr": 1e-2, "weight_decay": 0.0,
+                        "train": reconstruction_training, "measure": reconstruction_figures,
+                        "options": {"guide": "digits/cnn7"}},
     # networks that have learnt the wrong thing, on purpose
     "spurious/resnet": {"data": "scenes", "images": 3600, "epochs": 6, "train": fit_spurious},
     "shuffled/resnet": {"data": "scenes", "images": 512, "epochs": 40, "weight_decay": 0.0, "train": fit_shuffled},

@@ -32,6 +32,18 @@ def test_how_it_was_made_is_kept_with_every_group(tmp_path):
         "mnist": {"seed": 3, "device": "cpu", "auc": 0.9}, "cifar10": {"seed": 3, "device": "cuda", "auc": 0.8}}
 
 
+def test_what_is_not_finite_is_kept_as_none_and_the_file_is_json_for_any_reader(tmp_path):
+    path = tmp_path / "chapter_measured.json"
+    measured = Measured(path, write=True)
+    measured.keep("mnist", first=[3.0, float("inf")], deeper={"b": (float("nan"), 1)}, one=-float("inf"))
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    kept = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    assert kept == measured == {"mnist": {"first": [3.0, None], "deeper": {"b": [None, 1]}, "one": None}}
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", '{"recipe": "kit run"}'])
 def test_a_damaged_file_is_named(tmp_path, content):
     path = tmp_path / "chapter_measured.json"

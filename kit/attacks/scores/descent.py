@@ -206,8 +206,8 @@ def autozoom(
     by Adam; with a single direction until the first success of an image, and with `q` from then on, for its distance.
 
     space   the side of a map v that is enlarged bilinearly (AutoZOOM-BiLIN; None: half the image's), or a decoder: a
-            module from codes (n, *decoder.shape) to images, as `kit.models.load("autozoom/…")` is (AutoZOOM-AE). Its
-            change is decoder(v) − decoder(0), so that it begins at x, which the authors' code does not.
+            module from codes (n, *decoder.shape) to images, as `kit.models.load("autozoom/digits").decoder` is
+            (AutoZOOM-AE). The change is decoder(v) − decoder(0), and so begins at x; in the authors' code it does not.
     c       is changed after every `switch` iterations (`reweigh`); Adam begins anew then and at the first success.
     Returned is the nearest adversarial v that was asked about, not counting the probes around it.
     Cost: 2 forward passes an iteration, q + 1 after the first success, `max_queries` at most.

@@ -3,6 +3,8 @@ import pytest
 import torch
 from torch import nn
 
+import kit.data
+import kit.models
 from kit.attacks import autozoom, zoo
 from kit.attacks.scores import descent
 from kit.core import Goal, Live, Progress, QueryCounter, fooled, generator
@@ -187,6 +189,21 @@ def test_a_decoder_is_an_attack_space_and_begins_at_x():
     with pytest.raises(ValueError, match=r"makes images of \(1, 8, 5\), and these are \(1, 6, 7\)"):
         autozoom(nn.Sequential(nn.Flatten(), nn.Linear(42, 2)).double(), x[:, :, :6, :1].expand(-1, -1, -1, 7), y,
                  space=Decoder())
+
+
+def test_the_shipped_autoencoder_knows_digits_and_its_codes_are_an_attack_space():
+    autoencoder, model = kit.models.load("autozoom/digits"), kit.models.load("digits/mlp")
+    data = kit.data.load("digits", "test", n=40)
+    with torch.no_grad():
+        again, codes = autoencoder(data.x), autoencoder.encoder(data.x)
+        other = autoencoder.decoder(codes.flip(3))
+    assert codes.shape[1:] == autoencoder.decoder.shape == (1, 14, 14)
+    assert (again - data.x).square().mean() < 0.002 < 0.02 < (other - data.x).square().mean()
+    right = model(data.x).argmax(1) == data.y
+    x, y = data.x[right][:4], data.y[right][:4]
+    x_adv = autozoom(model, x, y, space=autoencoder.decoder, lr=0.1, max_queries=600, box="clip")
+    assert fooled(model, x_adv, y).sum() >= 3
+    assert not torch.allclose(x_adv, autozoom(model, x, y, space=14, lr=0.1, max_queries=600, box="clip"))
 
 
 def test_what_makes_no_sense_is_said(case):
