@@ -1,5 +1,6 @@
 """Attacks: methods that change an image a little, and a model's answer a lot."""
 from kit.attacks.atta import Transformation, at_si_ni_ti_dim, atta, train_transformation
+from kit.attacks.decision import LabelOnly, boundary, hopskipjump, opt_attack, sign_opt
 from kit.attacks.gradient import bim, fgm, fgsm, mi_fgsm, pgd
 from kit.attacks.minimal import (
     auto_pgd,
@@ -33,9 +34,10 @@ from kit.attacks.scores import (
 from kit.attacks.transfer import ata, dim, ni_fgsm, si_ni_ti_dim, sim, tap, tap_ata, tim
 
 __all__ = [
-    "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "autozoom", "bim", "cw", "deepfool", "difference_of_means", "dim",
-    "distance", "ead", "feature_adversary", "fgm", "fgsm", "finite_difference", "jsma", "lbfgs", "least_likely",
-    "mi_fgsm", "nes", "next_class", "ni_fgsm", "pgd", "random_perturbation", "si_ni_ti_dim", "sim", "simba", "spsa",
-    "square", "success_curve", "tap", "tap_ata", "tim", "train_transformation", "Transformation", "zo_adamm",
-    "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo",
+    "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "autozoom", "bim", "boundary", "cw", "deepfool",
+    "difference_of_means", "dim", "distance", "ead", "feature_adversary", "fgm", "fgsm", "finite_difference",
+    "hopskipjump", "jsma", "LabelOnly", "lbfgs", "least_likely", "mi_fgsm", "nes", "next_class", "ni_fgsm",
+    "opt_attack", "pgd", "random_perturbation", "si_ni_ti_dim", "sign_opt", "sim", "simba", "spsa", "square",
+    "success_curve", "tap", "tap_ata", "tim", "train_transformation", "Transformation", "zo_adamm", "zo_admm", "zo_ngd",
+    "zo_sign_sgd", "zo_svrg", "zoo",
 ]

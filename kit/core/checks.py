@@ -116,7 +116,7 @@ def check_gradient(value: Tensor, g: Tensor, done: Tensor | None = None) -> None
 
 # A word means the same in every method, so that its range is said once. A count is a whole number.
 COUNTS = ("steps", "rounds", "restarts", "samples", "copies", "outer", "inner", "epochs", "batch", "top", "max_queries",
-          "q", "many", "switch")
+          "candidates", "many", "probes", "q", "switch", "tries")
 RANGES: dict[str, tuple[float, float, bool]] = {  # lowest, highest, and whether the lowest itself is allowed
     **dict.fromkeys(("step", "lr", "c", "tiny", "h", "rho"), (0.0, math.inf, False)),
     **dict.fromkeys(

@@ -23,8 +23,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("success", "feature_adversary"): "its goal is a representation, and the class follows where it may",
     ("labels", "least_likely"): "its answer may be the same class for all images",
     **{("gradient", name): "asks for answers alone" for name in
-       ("autozoom", "finite_difference", "nes", "simba", "spsa", "square", "zo_adamm", "zo_admm", "zo_ngd",
-        "zo_sign_sgd", "zo_svrg", "zoo")},
+       ("autozoom", "boundary", "finite_difference", "hopskipjump", "nes", "opt_attack", "sign_opt", "simba", "spsa",
+        "square", "zo_adamm", "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo")},
 }
 NAMES = sorted(METHODS)
 ATTACKS = [name for name in NAMES if METHODS[name].__module__.startswith(("kit.attacks", "kit.detect"))

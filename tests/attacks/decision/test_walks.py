@@ -1,0 +1,71 @@
+"""HopSkipJump and Boundary: the distance to a plane, which is known, and the steps that lead there."""
+import pytest
+import torch
+
+from kit.attacks import boundary, hopskipjump
+from kit.core import Progress, QueryCounter, ball, fooled
+from tests.attacks.decision.conftest import exact
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_hopskipjump_comes_to_the_exact_distance(plane, norm):
+    model, x, y, _ = plane
+    found = hopskipjump(model, x, y, norm=norm, max_queries=1500)
+    assert fooled(model, found, y).all()
+    ratio = ball(norm, 1.0).norm(found - x) / exact(plane, norm)
+    assert ratio.min() >= 1
+    assert ratio.max() < 1.3
+    assert ratio.mean() < 1.15
+
+
+def test_each_norm_is_nearer_in_itself(plane):
+    model, x, y, _ = plane
+    a, b = (hopskipjump(model, x, y, norm=norm, max_queries=1000) - x for norm in ("l2", "linf"))
+    assert (ball("l2", 1.0).norm(a) < ball("l2", 1.0).norm(b)).float().mean() > 0.9
+    assert (ball("linf", 1.0).norm(a) > ball("linf", 1.0).norm(b)).float().mean() > 0.9
+    with pytest.raises(ValueError, match="norm must be 'l2' or 'linf'"):
+        hopskipjump(model, x, y, norm="l1")
+
+
+def test_boundary_comes_to_the_exact_distance(plane):
+    model, x, y, _ = plane
+    found = boundary(model, x, y, max_queries=2500)
+    assert fooled(model, found, y).all()
+    ratio = (found - x).flatten(1).norm(dim=1) / exact(plane)
+    assert ratio.min() >= 1
+    assert ratio.max() < 1.3
+
+
+@pytest.mark.parametrize("probes", [20, 100])
+def test_hopskipjump_asks_root_t_times_as_many_probes(plane, probes):
+    model, x, y, _ = plane
+    asked = []
+
+    def record(v):
+        asked.append(len(v))
+        return model(v)
+
+    hopskipjump(record, x[:1], y[:1], probes=probes, max_queries=12 * probes)
+    whole = torch.tensor(asked)
+    big = []  # an estimate is a run of passes of several images; its parts are at most a chunk
+    for n in whole.tolist():
+        if n > 1:
+            big.append(n)
+    assert big[1:4] == [int(probes * t**0.5) for t in (1, 2, 3)]  # after the two looks at the model
+
+
+def test_the_last_estimate_leaves_what_the_steps_after_it_take(plane):
+    model, x, y, _ = plane
+    for budget in (150, 260, 700):
+        counter, trace = QueryCounter(model, len(x)), Progress(x)
+        hopskipjump(counter, x, y, max_queries=budget, trace=trace)
+        assert (counter.counts >= budget - 15).all()
+        assert (counter.counts <= budget).all()
+
+
+def test_boundary_steps_shrink_where_they_fail_and_grow_where_they_do_not(plane):
+    """With steps that are far too long, and far too short, it comes as near as with those it is given."""
+    model, x, y, _ = plane
+    for settings in ({"around": 0.9, "towards": 0.5}, {"around": 0.003, "towards": 0.001}):
+        found = boundary(model, x, y, max_queries=2500, **settings)
+        assert ((found - x).flatten(1).norm(dim=1) / exact(plane)).median() < 1.3

@@ -1,0 +1,93 @@
+"""Attacks on labels beside the bare forward passes of as many answers, and HopSkipJump beside those of other libraries
+at as many queries: what they reach, and in what time."""
+import importlib.util
+
+import torch
+
+import kit.data
+import kit.models
+from kit.attacks import boundary, hopskipjump, opt_attack, sign_opt
+from kit.core import fooled
+from tests.bench import Task, bare_passes
+
+QUERIES, IMAGES = 1000, 16
+
+
+def tasks():
+    data = kit.data.load("scenes", "test", n=128)
+    model = kit.models.load("scenes/vgg").requires_grad_(False)
+    right = model(data.x).argmax(1) == data.y
+    x, y = data.x[right][:IMAGES], data.y[right][:IMAGES]
+    many = x.repeat(8, 1, 1, 1)
+
+    def passes(times):
+        for _ in range(QUERIES * times // 8):
+            bare_passes(model, many, y, 1, backward=False)
+
+    def distance(x_adv):
+        wrong = fooled(model, x_adv, y)
+        size = (x_adv - x).flatten(1).norm(dim=1)
+        return f"{int(wrong.sum())} of {len(x)}, median l2 {float(torch.where(wrong, size, torch.inf).median()):.3f}"
+
+    yield Task(f"HopSkipJump, {QUERIES} queries, scenes/vgg", lambda: passes(1),
+               {"kit": lambda: hopskipjump(model, x, y, max_queries=QUERIES), **peers(model, x, y)},
+               quality=distance, target=1.1, repeats=3)
+    yield Task(f"the others, {QUERIES} queries, scenes/vgg", lambda: passes(1),
+               {"Sign-OPT": lambda: sign_opt(model, x, y, max_queries=QUERIES),
+                "OPT": lambda: opt_attack(model, x, y, max_queries=QUERIES),
+                "Boundary": lambda: boundary(model, x, y, max_queries=QUERIES)}, quality=distance, repeats=1)
+
+
+class Limited(torch.nn.Module):
+    """Answers QUERIES times about each image on the average, and from then on stops who asks."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.asked = model, 0
+
+    def forward(self, v):
+        self.asked += len(v)
+        with torch.no_grad():
+            return self.model(v)
+
+
+def steps_for(attack, images):
+    """The largest number of its iterations that stays within the budget, and what it returns then."""
+    found = None
+    for steps in range(1, 30):
+        x_adv, asked = attack(steps)
+        if asked > QUERIES * images:
+            return steps - 1, found
+        found = x_adv
+    return steps, found
+
+
+def peers(model, x, y):
+    """HopSkipJump by other libraries, where they are installed, with as many iterations as the budget allows."""
+    found = {}
+    if importlib.util.find_spec("foolbox") and importlib.util.find_spec("git"):
+        import foolbox
+
+        def run(steps):
+            limited = Limited(model).eval()
+            first = foolbox.attacks.LinearSearchBlendedUniformNoiseAttack(steps=20)
+            attack = foolbox.attacks.HopSkipJumpAttack(steps=steps, init_attack=first)
+            inside = foolbox.PyTorchModel(limited, bounds=(0, 1), device="cpu")
+            return attack.run(inside, x, foolbox.criteria.Misclassification(y)), limited.asked
+
+        steps, _ = steps_for(run, len(x))
+        found["foolbox"] = lambda: run(steps)[0]
+    if importlib.util.find_spec("art"):
+        from art.attacks.evasion import HopSkipJump
+        from art.estimators.classification import PyTorchClassifier
+
+        def generate(steps):
+            limited = Limited(model).eval()
+            classifier = PyTorchClassifier(limited, torch.nn.CrossEntropyLoss(), tuple(x.shape[1:]), 10,
+                                           clip_values=(0, 1), device_type="cpu")
+            attack = HopSkipJump(classifier, max_iter=steps, max_eval=10_000, init_eval=100, verbose=False)
+            return torch.tensor(attack.generate(x.numpy(), y.numpy())), limited.asked
+
+        most, _ = steps_for(generate, len(x))
+        found["ART"] = lambda: generate(most)[0]
+    return found
