@@ -54,7 +54,8 @@ class Progress(PerImage):
     """What each image had after how many queries: `trace=Progress(x)` of an attack that asks for answers.
 
     `first` (N,) is the number of queries to the first success, inf where there was none, and `distance` (N,) ‖x' − x‖₂
-    of what was found there; `to(d)` (N,) the number of queries to a success within the distance d.
+    of what was found there; `to(d)` (N,) is the number of queries to a success within the distance d, and `after(q)`
+    (N,) the distance of the nearest success within q queries.
     """
 
     def __init__(self, x: Tensor):
@@ -81,6 +82,14 @@ class Progress(PerImage):
         for rows, asked, size in reversed(self._seen):
             near = size <= distance
             found[rows[near]] = asked[near].to(found)
+        return found
+
+    def after(self, queries: int) -> Tensor:
+        """The distance of the nearest success within so many queries, (N,); inf where there was none."""
+        found = torch.full((len(self.rows),), torch.inf)
+        for rows, asked, size in self._seen:
+            early = asked <= queries
+            found[rows[early]] = torch.minimum(found[rows[early]], size[early].to(found))
         return found
 
     @property

@@ -38,8 +38,8 @@ def tasks():
                 "Boundary": lambda: boundary(model, x, y, max_queries=QUERIES)}, quality=distance, repeats=1)
 
 
-class Limited(torch.nn.Module):
-    """Answers QUERIES times about each image on the average, and from then on stops who asks."""
+class Counted(torch.nn.Module):
+    """Counts the images that it is asked about."""
 
     def __init__(self, model):
         super().__init__()
@@ -52,14 +52,11 @@ class Limited(torch.nn.Module):
 
 
 def steps_for(attack, images):
-    """The largest number of its iterations that stays within the budget, and what it returns then."""
-    found = None
-    for steps in range(1, 30):
-        x_adv, asked = attack(steps)
-        if asked > QUERIES * images:
-            return steps - 1, found
-        found = x_adv
-    return steps, found
+    """The smallest number of its iterations that takes the budget, QUERIES for each image on the average, or more."""
+    steps = 1
+    while attack(steps)[1] < QUERIES * images:
+        steps += 1
+    return steps
 
 
 def peers(model, x, y):
@@ -69,25 +66,25 @@ def peers(model, x, y):
         import foolbox
 
         def run(steps):
-            limited = Limited(model).eval()
+            counted = Counted(model).eval()
             first = foolbox.attacks.LinearSearchBlendedUniformNoiseAttack(steps=20)
             attack = foolbox.attacks.HopSkipJumpAttack(steps=steps, init_attack=first)
-            inside = foolbox.PyTorchModel(limited, bounds=(0, 1), device="cpu")
-            return attack.run(inside, x, foolbox.criteria.Misclassification(y)), limited.asked
+            inside = foolbox.PyTorchModel(counted, bounds=(0, 1), device="cpu")
+            return attack.run(inside, x, foolbox.criteria.Misclassification(y)), counted.asked
 
-        steps, _ = steps_for(run, len(x))
+        steps = steps_for(run, len(x))
         found["foolbox"] = lambda: run(steps)[0]
     if importlib.util.find_spec("art"):
         from art.attacks.evasion import HopSkipJump
         from art.estimators.classification import PyTorchClassifier
 
         def generate(steps):
-            limited = Limited(model).eval()
-            classifier = PyTorchClassifier(limited, torch.nn.CrossEntropyLoss(), tuple(x.shape[1:]), 10,
+            counted = Counted(model).eval()
+            classifier = PyTorchClassifier(counted, torch.nn.CrossEntropyLoss(), tuple(x.shape[1:]), 10,
                                            clip_values=(0, 1), device_type="cpu")
             attack = HopSkipJump(classifier, max_iter=steps, max_eval=10_000, init_eval=100, verbose=False)
-            return torch.tensor(attack.generate(x.numpy(), y.numpy())), limited.asked
+            return torch.tensor(attack.generate(x.numpy(), y.numpy())), counted.asked
 
-        most, _ = steps_for(generate, len(x))
+        most = steps_for(generate, len(x))
         found["ART"] = lambda: generate(most)[0]
     return found

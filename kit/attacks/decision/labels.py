@@ -51,7 +51,7 @@ def begin(
     live.v, live.size = live.x, torch.full_like(x[:, 0, 0, 0], torch.inf)
     live.drop(ask(live, live.x, torch.arange(len(x), device=x.device)))
     for k in range(tries if start is None else number(start)):
-        of = (live.size.isinf() & (left(live) > 0)).nonzero()[:, 0]
+        of = (live.size.isinf() & (live.asked < max_queries)).nonzero()[:, 0]
         if not len(of):
             break
         v = candidate(live, of, start, k)
@@ -100,12 +100,22 @@ def reached(live: Live, v: Tensor, of: Tensor) -> Tensor:
 
 
 def ask(live: Live, v: Tensor, of: Tensor) -> Tensor:
-    """`reached`, for at most one v of each image; it is kept where it is the nearest so far."""
+    """`reached`, where of each image the nearest that reaches the goal is kept; `of` is in rising order."""
     hit = reached(live, v, of)
     if bool(hit.any()):
         v, of = v[hit], of[hit]
-        live.found.see(live.rows[of], v, -length(live, v - live.x[of]), torch.ones_like(of, dtype=torch.bool))
+        size = length(live, v - live.x[of])
+        order = size.argsort()
+        order = order[of[order].argsort(stable=True)]
+        nearest = order[turn(of[order]) == 0]
+        rows = live.rows[of[nearest]]
+        live.found.see(rows, v[nearest], -size[nearest], torch.ones_like(rows, dtype=torch.bool))
     return hit
+
+
+def turn(of: Tensor) -> Tensor:
+    """The how-manieth of its image each is, from 0; `of` says whose they are, in rising order."""
+    return torch.arange(len(of), device=of.device) - torch.searchsorted(of, of)
 
 
 def between(x: Tensor, v: Tensor, a: Tensor, norm: str) -> Tensor:

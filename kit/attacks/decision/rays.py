@@ -13,10 +13,10 @@ from kit.attacks.decision.labels import (
     candidate,
     left,
     number,
-    reached,
     rounds,
     settled,
     to_boundary,
+    turn,
     votes,
 )
 from kit.core import Goal, Live, Progress, normal, per_image
@@ -39,26 +39,18 @@ def ray(live: Live, theta: Tensor, lam: Tensor, of: Tensor) -> Tensor:
     return (live.x[of] + column(lam, theta) * theta).clamp(0, 1)
 
 
-def affordable(live: Live, of: Tensor) -> Tensor:
-    """Which of these questions the budget allows, where `of` says whose they are, in rising order."""
-    turn = torch.arange(len(of), device=of.device) - torch.searchsorted(of, of)
-    return turn < left(live)[of]
-
-
-def distances(
-    live: Live, theta: Tensor, of: Tensor, guess: Tensor, precision: Tensor, keep: bool = False,
-) -> Tensor:
+def distances(live: Live, theta: Tensor, of: Tensor, guess: Tensor, precision: Tensor) -> Tensor:
     """g(θ_i), the λ at which x + λ θ_i begins to reach the goal, near a guess (m,), to the share `precision` of it.
 
     A bracket of 1 % to one side of the guess is doubled until it holds the change, eight times at most, then halved.
-    Where it never does, the farthest λ that was tried stands for g, so that a difference of two g stays finite. With
-    `keep`, which is for one θ of each image, what reaches the goal is kept.
+    Where it never does, the farthest λ that was tried stands for g, so that a difference of two g stays finite. An
+    image may have several θ: `of`, in rising order, says whose they are.
     """
     low, high = torch.zeros_like(guess), torch.full_like(guess, torch.inf)
 
     def look(lam: Tensor, which: Tensor) -> None:
-        which = which[affordable(live, of[which])]
-        hit = (ask if keep else reached)(live, ray(live, theta[which], lam[which], of[which]), of[which])
+        which = which[turn(of[which]) < left(live)[of[which]]]
+        hit = ask(live, ray(live, theta[which], lam[which], of[which]), of[which])
         high[which[hit]], low[which[~hit]] = lam[which[hit]], lam[which[~hit]]
 
     look(guess, torch.arange(len(of), device=of.device))
@@ -92,7 +84,7 @@ def nearer(live: Live, theta: Tensor, of: Tensor, precision: Tensor) -> Tensor:
     hit = ask(live, ray(live, theta, shorter, of), of)
     at, theta = of[hit], theta[hit]
     if len(at):
-        lam = distances(live, theta, at, shorter[hit], precision[at], keep=True)
+        lam = distances(live, theta, at, shorter[hit], precision[at])
         apart = ray(live, theta, lam, at) - live.x[at]  # what the box leaves of it
         live.size = live.size.index_copy(0, at, apart.flatten(1).norm(dim=1))
         live.v = live.v.index_copy(0, at, unit(apart))

@@ -40,7 +40,7 @@ def test_what_is_returned_is_wrong_when_asked_again_in_any_batch(attack):
     y = model(x).argmax(1)
     x_adv = attack(model, x, y, max_queries=200)
     assert fooled(model, x_adv, y).all()
-    assert (size(x_adv, x) < 4).all()
+    assert size(x_adv, x).mean() < 5  # the start is 7 away
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
     assert all(bool(fooled(model, x_adv[i:i + 1], y[i:i + 1])) for i in range(40))
@@ -58,8 +58,11 @@ def test_queries_are_counted_and_never_more_are_asked(linear, attack):
         assert (counter.counts[:3] == 1).all()
         assert torch.equal(x_adv[:3], x[:3])
         assert (counter.counts[3:] <= budget).all()
-        assert (counter.counts[3:] >= min(budget, 0.75 * budget)).all()
+        assert (counter.counts[3:] >= 0.75 * budget).all()
         assert (trace.first[3:] >= 2).all()
+        assert (trace.after(10**6) * 1.0011 >= size(x_adv, x) - 1e-5).all()  # and a thousandth further
+        assert (trace.after(budget // 2) >= trace.after(budget)).all()
+        assert trace.after(1)[3:].isinf().all()
         assert torch.equal(trace.first.isfinite(), fooled(model, x_adv, already))
 
 
@@ -73,10 +76,10 @@ def test_more_queries_come_nearer_and_the_nearest_that_was_asked_about_is_return
             asked.append(v.clone())
             return model(v)
 
-    before = torch.full((20,), torch.inf)
-    for budget in (40, 400, 1500):
-        distance = size(attack(model, x, y, max_queries=budget), x)
-        assert (distance < before).float().mean() > 0.9
+    before = torch.full((8,), torch.inf)
+    for budget in (40, 300, 1000):
+        distance = size(attack(model, x[:8], y[:8], max_queries=budget), x[:8])
+        assert (distance < before).float().mean() > 0.8
         before = distance
     x_adv = attack(Record(), x[:1], y[:1], max_queries=400)
     seen = torch.cat(asked)
@@ -131,7 +134,7 @@ def test_towards_a_target_from_images_of_its_class(linear, attack):
     wrong = attack(model, x, y, target=target, start=x, max_queries=50)  # which are not of the target's class
     assert torch.equal(wrong, x)
     with pytest.raises(ValueError, match="start must have the images' shape"):
-        attack(model, x, y, target=target, start=pool[0, 0], max_queries=50)
+        attack(model, x, y, target=target, start=pool[:1, :, :2], max_queries=50)
 
 
 @every
@@ -180,19 +183,19 @@ def test_bisection_ends_within_its_share_of_the_way(plane):
     assert (live.model(v).argmax(1) != live.goal.y).all()
 
 
-@pytest.mark.parametrize("count", [20, 100, 1000])
+@pytest.mark.parametrize("count", [20, 100, 400])
 @pytest.mark.parametrize("centred", [False, True])
 def test_votes_have_the_cosine_of_their_theory(plane, count, centred):
     """cos = 1/√(1 + π (d − 1)/2B) on a plane: towards the normal E|u·n| = √(2/πd), across it noise of √((d − 1)/Bd)."""
     live, normal = at_the_plane(plane)
     cosines = []
-    for _ in range(40):
+    for _ in range(25):
         many = torch.full((4,), count)
         g = labels.votes(live, many, lambda u: live.v[:, None] + 1e-3 * u, centred=centred)
         cosines.append((nn.functional.normalize(g.flatten(1)) * normal).sum(1))
     theory = (1 + torch.pi * 89 / 2 / count) ** -0.5
     cosines = torch.cat(cosines)
-    assert float(cosines.mean()) == pytest.approx(theory, abs=4 * float(cosines.std()) / 160**0.5 + 0.01)
+    assert float(cosines.mean()) == pytest.approx(theory, abs=4 * float(cosines.std()) / 100**0.5 + 0.01)
     assert theory > 0.3
 
 
@@ -211,7 +214,7 @@ def test_off_the_plane_the_mean_must_be_taken_off(plane):
     pull = (2 / torch.pi) ** 0.5 * torch.exp(torch.tensor(-0.5))
     theory = [float((1 + 89 * noise / 400 / pull**2) ** -0.5) for noise in (1.0, 1 - phi**2)]
     assert [float(plain), float(centred)] == pytest.approx(theory, abs=0.02)
-    assert centred > plain + 0.1
+    assert centred > plain + 0.05
 
 
 def test_votes_do_not_depend_on_the_batch_nor_on_the_chunk(plane, monkeypatch):

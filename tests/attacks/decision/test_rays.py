@@ -29,11 +29,11 @@ def some_rays(plane, n=6):
     return live, theta.view_as(live.x), live.size / (theta * normal).sum(1), normal
 
 
-@pytest.mark.parametrize("guess", [0.3, 0.95, 1.0, 1.02, 2.0])
+@pytest.mark.parametrize("guess", [0.5, 0.95, 1.0, 1.02, 2.0])
 def test_the_distance_along_a_ray_is_found_from_any_guess(plane, guess):
     live, theta, right, _ = some_rays(plane)
     of = torch.arange(6)
-    found = rays.distances(live, theta, of, guess * right, torch.full((6,), 1e-4).double(), keep=True)
+    found = rays.distances(live, theta, of, guess * right, torch.full((6,), 1e-4).double())
     assert (found >= right).all()
     assert (found <= right * (1 + 1e-4 * max(1, guess))).all()
     assert torch.allclose((live.found.x_adv - live.x).flatten(1).norm(dim=1), found)

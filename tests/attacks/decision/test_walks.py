@@ -1,6 +1,5 @@
 """HopSkipJump and Boundary: the distance to a plane, which is known, and the steps that lead there."""
 import pytest
-import torch
 
 from kit.attacks import boundary, hopskipjump
 from kit.core import Progress, QueryCounter, ball, fooled
@@ -29,14 +28,14 @@ def test_each_norm_is_nearer_in_itself(plane):
 
 def test_boundary_comes_to_the_exact_distance(plane):
     model, x, y, _ = plane
-    found = boundary(model, x, y, max_queries=2500)
+    found = boundary(model, x, y, max_queries=2000)
     assert fooled(model, found, y).all()
     ratio = (found - x).flatten(1).norm(dim=1) / exact(plane)
     assert ratio.min() >= 1
     assert ratio.max() < 1.3
 
 
-@pytest.mark.parametrize("probes", [20, 100])
+@pytest.mark.parametrize("probes", [20, 60])
 def test_hopskipjump_asks_root_t_times_as_many_probes(plane, probes):
     model, x, y, _ = plane
     asked = []
@@ -46,12 +45,8 @@ def test_hopskipjump_asks_root_t_times_as_many_probes(plane, probes):
         return model(v)
 
     hopskipjump(record, x[:1], y[:1], probes=probes, max_queries=12 * probes)
-    whole = torch.tensor(asked)
-    big = []  # an estimate is a run of passes of several images; its parts are at most a chunk
-    for n in whole.tolist():
-        if n > 1:
-            big.append(n)
-    assert big[1:4] == [int(probes * t**0.5) for t in (1, 2, 3)]  # after the two looks at the model
+    estimates = [n for n in asked if n > 1]  # each in one pass, since it is less than a chunk; all else is one by one
+    assert estimates[:3] == [int(probes * t**0.5) for t in (1, 2, 3)]
 
 
 def test_the_last_estimate_leaves_what_the_steps_after_it_take(plane):
@@ -67,5 +62,5 @@ def test_boundary_steps_shrink_where_they_fail_and_grow_where_they_do_not(plane)
     """With steps that are far too long, and far too short, it comes as near as with those it is given."""
     model, x, y, _ = plane
     for settings in ({"around": 0.9, "towards": 0.5}, {"around": 0.003, "towards": 0.001}):
-        found = boundary(model, x, y, max_queries=2500, **settings)
-        assert ((found - x).flatten(1).norm(dim=1) / exact(plane)).median() < 1.3
+        found = boundary(model, x[:6], y[:6], max_queries=2000, **settings)
+        assert ((found - x[:6]).flatten(1).norm(dim=1) / exact(plane)[:6]).median() < 1.3
