@@ -122,6 +122,11 @@ RANGES: dict[str, tuple[float, float, bool]] = {  # lowest, highest, and whether
     **dict.fromkeys(
         ("eps", "mu", "eta", "kappa", "beta", "overshoot", "sigma", "damping"), (0.0, math.inf, True)),
     **dict.fromkeys(("lam", "lam_tap", "gamma", "alpha"), (-math.inf, math.inf, True)),  # a sign may be turned
+          "unroll")
+    **dict.fromkeys(("step", "lr", "c", "tiny", "growth"), (0.0, math.inf, False)),
+        ("eps", "mu", "eta", "kappa", "beta", "overshoot", "sigma", "blur"), (0.0, math.inf, True)),
+    **dict.fromkeys(  # a sign may be turned
+        ("lam", "lam_tap", "lam_tv", "gamma", "alpha"), (-math.inf, math.inf, True)),
     "p": (0.0, 1.0, True),
 }
 PER_IMAGE = ("eps", "step")  # may be given as one number for each image

@@ -1,6 +1,7 @@
 """Explanations: why a model answers as it does, from inside, from outside, and from its training data."""
 from kit.explain.cam import cam, grad_cam
 from kit.explain.counterfactual import counterfactual, mad
+from kit.explain.extremal import extremal, extremal_curve, perturbed
 from kit.explain.games import Game, image_game, superpixels, table_game, text_game
 from kit.explain.gradient import (
     gradient_times_input,
@@ -14,6 +15,7 @@ from kit.explain.gradient import (
 from kit.explain.influence import Influence, retrain, tracin, training_set_attack
 from kit.explain.lime import Surrogate, kernel_shap, lime, lime_table, shapley, sp_lime, stability, surrogate
 from kit.explain.lrp import alpha_beta, epsilon, flat, gamma, lrp, relevance_lost, zbox, zplus
+from kit.explain.mask import Descent, mask
 from kit.explain.metrics import (
     completeness,
     deletion,
@@ -33,6 +35,7 @@ __all__ = [
     "smoothgrad",
     "alpha_beta", "epsilon", "flat", "gamma", "lrp", "relevance_lost", "zbox", "zplus",
     "cam", "grad_cam",
+    "Descent", "extremal", "extremal_curve", "mask", "perturbed",
     "completeness", "deletion", "energy_inside", "infidelity", "insertion", "iou", "l1_distance", "max_sensitivity",
     "pointing_game", "sparsity",
     "randomised", "rank_correlation", "ssim",

@@ -1,0 +1,209 @@
+"""Extremal perturbations against TorchRay's energy written out, and against regions that are known."""
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from kit.core import Trace, generator, logits
+from kit.explain import energy_inside, extremal, extremal_curve, iou, perturbed
+from kit.explain.extremal import SmoothMax, _Smax, damped, smax
+from kit.explain.mask import gaussian_blur
+
+
+class Region(nn.Module):
+    """Class c by the mean of the region c, and nothing else."""
+
+    def __init__(self, where, gain=10.0):
+        super().__init__()
+        self.where, self.gain = where, gain
+
+    def forward(self, x):
+        seen = [x.mean(1)[:, at].mean(1) for at in self.where]
+        return self.gain * torch.stack([*seen, torch.full_like(seen[0], 0.5)], 1)
+
+
+def discs(size, *centres, radius):
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    return torch.stack([(rows - r).square() + (columns - c).square() <= radius**2 for r, c in centres])
+
+
+SHORT = {"steps": 120, "lr": 0.1, "lam": 10.0, "growth": 1.04, "flip": False}
+
+
+def test_the_mask_of_the_area_of_a_known_region_finds_it():
+    where = discs(32, (10, 9), (20, 22), radius=5.5)
+    model = Region(where)
+    x = torch.ones(2, 1, 32, 32)
+    target = torch.tensor([0, 1])
+    area = where.float().mean((1, 2))
+    R = extremal(model, x, target, area=area, reference="fade", sigma=4.0, cell=2, **SHORT)
+    assert (iou(R, where[target]) >= 0.8).all()
+    assert ((R > 0.5).float().mean((1, 2)) - area).abs().max() < 0.3 * area.max()
+
+
+@pytest.mark.parametrize("variant", ["preserve", "delete", "both"])
+def test_the_mask_of_one_class_leaves_the_other_object_out(variant):
+    where = discs(32, (10, 9), (20, 22), radius=5.5)
+    model, x = Region(where), 0.1 * torch.rand(2, 3, 32, 32, generator=generator(1))
+    x[:, :, where.any(0)] = 1
+    for target in (torch.tensor([0, 1]), torch.tensor([1, 0])):
+        R = extremal(model, x, target, area=0.1, variant=variant, reference="fade", **SHORT)
+        assert (energy_inside(R, where[target]) > 0.5).all()
+        assert (energy_inside(R, where[1 - target]) < 0.1).all()
+
+
+def test_what_is_kept_keeps_the_class_and_the_curve_rises():
+    where = discs(32, (16, 16), (4, 27), radius=6)
+    model, x = Region(where), torch.ones(2, 1, 32, 32)
+    target = torch.tensor([0, 0])
+    areas = (0.03, 0.1, 0.3)
+    M, scores = extremal_curve(model, x, target, areas=areas, reference="fade", **SHORT)
+    assert M.shape == (2, 3, 32, 32)
+    assert scores.shape == (2, 3)
+    assert (scores.diff(dim=1) > 0).all()
+    assert torch.allclose(M[:, 1], extremal(model, x, target, area=0.1, reference="fade", **SHORT))
+    assert torch.allclose(scores[:, 2], logits(model, perturbed(x, M[:, 2], "fade"))[:, 0])
+    assert float((M.mean((0, 2, 3)) - torch.tensor(areas)).abs().max()) < 0.05
+    assert (scores[:, 2] > 0.95 * logits(model, x)[:, 0]).all()
+
+
+def torchray(m, size, step, sigma, spill):
+    """TorchRay's MaskGenerator, a pixel at a time: M of one mask m (h, w), with the margin or cut to the image."""
+    h, w = m.shape
+    radius, margin = 1 + math.ceil(sigma / step), math.ceil(sigma / step) * step if spill else 0
+    high, wide = ((n * step + 2 * margin - step + 1 if spill else s) for n, s in zip((h, w), size, strict=True))
+    M = torch.zeros(high, wide, dtype=m.dtype)
+    for u in range(high):
+        for v in range(wide):
+            y, x = u - margin, v - margin
+            values = []
+            for i in range(y // step - radius, y // step + radius + 1):
+                for j in range(x // step - radius, x // step + radius + 1):
+                    node = float(m[i, j]) if 0 <= i < h and 0 <= j < w else 0.0
+                    away = math.hypot(y - step * i, x - step * j) / sigma
+                    values.append(math.exp(-2 * max(away - 0.5, 0) ** 2) * node)
+            weights = [math.exp(20 * value) for value in values]
+            M[u, v] = sum(a * b for a, b in zip(values, weights, strict=True)) / sum(weights)
+    return M.clamp(0, 1)
+
+
+@pytest.mark.parametrize("spill", [False, True])
+def test_the_energy_is_torchrays(spill):
+    """With its settings (nodes every 7 pixels, σ 21, 8 blurs to σ 20, λ 300, growth 1.0035), at the first two steps."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)).double().eval()
+    model.requires_grad_(False)
+    x = torch.rand(1, 1, 28, 28, generator=generator(1)).double()
+    trace = Trace()
+    options = {"cell": 7, "sigma": 21.0, "blur": 20.0, "area": 0.3, "spill": spill}
+    extremal(model, x, torch.tensor([2]), steps=2, trace=trace, **options)
+
+    pyramid = [gaussian_blur(x, (1 - level) * 20)[0, 0] for level in torch.linspace(0, 1, 8).tolist()]
+    m = torch.ones(4, 4, dtype=torch.double)
+    for k in range(2):
+        M = torchray(m, (28, 28), 7, 21.0, spill)
+        at = 21 if spill else 0
+        image = torch.zeros(28, 28, dtype=torch.double)
+        for u in range(28):
+            for v in range(28):
+                place = float(M[u + at, v + at]) * 7
+                low = min(int(place), 6)
+                image[u, v] = (low + 1 - place) * pyramid[low][u, v] + (place - low) * pyramid[low + 1][u, v]
+        image = image.flip(1) if k % 2 == 0 else image
+        ordered = sorted(M.flatten().tolist())
+        wanted = [0.0] * int(len(ordered) * (1 - 0.3))
+        wanted += [1.0] * (len(ordered) - len(wanted))
+        missed = sum((a - b) ** 2 for a, b in zip(ordered, wanted, strict=True)) / len(ordered)
+        energy = float(model(image[None, None])[0, 2]) - 300 * 1.0035**k * missed
+        assert float(trace.values[k, 0]) == pytest.approx(energy, rel=1e-6)
+        m = extremal_step(model, x, options)
+
+
+def extremal_step(model, x, options):
+    """The nodes after one step, read through the rule: the first step of TorchRay's SGD is lr times the gradient."""
+    cover = SmoothMax(x, 7, 21.0, options["spill"])
+    m = torch.ones(1, 4, 4, dtype=torch.double, requires_grad=True)
+    M, counted = cover(m)
+    z = model(perturbed(x, M, blur=20.0).flip(3))[0, 2]
+    r = (torch.arange(counted.numel()) >= int(counted.numel() * 0.7)).double()
+    (g,) = torch.autograd.grad(z - 300 * (counted.flatten().sort().values - r).square().mean(), m)
+    return (m + 0.01 * g).detach().clamp(0, 1)[0]
+
+
+def test_the_rule_is_sgd_with_momentum_and_dampening():
+    v = torch.zeros(1, 3, requires_grad=True)
+    optimiser = torch.optim.SGD([v], lr=0.01, momentum=0.9, dampening=0.9)
+    u, memory, rule = torch.zeros(1, 3), {}, damped(0.01)
+    for k in range(4):
+        g = torch.randn(1, 3, generator=generator(k))
+        v.grad = -g
+        optimiser.step()
+        u = rule(u, g, memory)
+    assert torch.allclose(u, v.detach(), atol=1e-6)
+
+
+def test_the_fast_smooth_maximum_is_the_plain_one_and_so_is_its_gradient():
+    x = torch.zeros(3, 1, 12, 10, dtype=torch.double)
+    for cell, sigma in ((2, 4.0), (3, 2.0), (1, 1.5)):
+        cover = SmoothMax(x, cell, sigma, spill=False)
+        m = torch.rand(3, *cover.grid, generator=generator(2)).double().requires_grad_()
+        near = torch.nn.functional.pad(m, [cover.reach] * 4)
+        one, other = smax(near, cover.K), _Smax.apply(near, cover.K)
+        probe = torch.randn(one.shape, generator=generator(3)).double()
+        assert torch.allclose(one, other)
+        gradients = [torch.autograd.grad((M * probe).sum(), m, retain_graph=True)[0] for M in (one, other)]
+        assert torch.allclose(*gradients)
+        M = cover(m)[0][0]
+        assert torch.allclose(M, torchray(m[0].detach(), (12, 10), cell, sigma, False))
+
+
+@pytest.mark.parametrize("variant", ["preserve", "delete", "both"])
+def test_unrolled_it_is_the_derivative_of_the_whole_map(variant):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(256, 3)).double().eval()
+    x = torch.rand(2, 2, 10, 10, dtype=torch.double, generator=generator(1)).mul(0.8).add(0.1).requires_grad_()
+    target = torch.tensor([0, 2])
+    options = {"area": 0.3, "steps": 4, "cell": 3, "lr": 0.02, "lam": 3.0, "variant": variant}
+    direction = torch.randn(x.shape, dtype=torch.double, generator=generator(2))
+    probe = torch.randn(2, 10, 10, dtype=torch.double, generator=generator(3))
+    R = extremal(model, x, target, create_graph=True, unroll=4, **options)
+    (g,) = torch.autograd.grad((R * probe).sum(), x)
+    h = 1e-5
+    # With a graph too: at m = 1 many pixels of M are equal, and rounding decides which of them are kept.
+    up, down = (extremal(model, x.detach() + s * h * direction, target, create_graph=True, **options).detach()
+                for s in (1, -1))
+    slope = ((up - down) * probe).sum() / (2 * h)
+    assert float(slope.abs()) > 1e-6
+    assert torch.allclose((g * direction).sum(), slope, rtol=1e-3)
+    assert torch.allclose(R, extremal(model, x.detach(), target, **options), atol=0.02)
+    (ahead,) = torch.autograd.grad((extremal(model, x, target, create_graph=True, **options) * probe).sum(), x)
+    assert float(ahead.abs().max()) > 0
+    assert not torch.allclose(ahead, g, rtol=0.01)
+
+
+def test_a_constant_image_a_saturated_class_and_one_area_for_each():
+    where = discs(32, (10, 9), (20, 22), radius=5.5)
+    flat = torch.full((1, 1, 32, 32), 0.7)
+    R = extremal(Region(where), flat, steps=20)
+    assert bool(R.isfinite().all())
+    sure = Region(where, gain=60.0)
+    x = torch.ones(2, 1, 32, 32)
+    assert float(logits(sure, x).softmax(1).amax(1).min()) == 0.5  # the two classes share all of it
+    R = extremal(sure, x, torch.tensor([0, 1]), area=torch.tensor([0.05, 0.2]), reference="fade",
+                 **SHORT | {"lam": 60.0})
+    assert (energy_inside(R, where) > 3 * 0.09).all()
+    assert float(R[1].mean() / R[0].mean()) > 2
+
+
+def test_mistakes_get_one_sentence():
+    model, x = Region(discs(32, (10, 9), (20, 22), radius=5)), torch.rand(2, 1, 32, 32, generator=generator(1))
+    for options, words in [
+        ({"variant": "keep"}, "variant must be"), ({"reference": "noise"}, "reference must be"),
+        ({"area": 0.0}, "area must lie"), ({"area": 1.5}, "area must lie"),
+        ({"area": torch.tensor([0.1, 2.0])}, "area must lie"),
+        ({"area": torch.rand(3)}, "3 rows"), ({"unroll": 0}, "unroll"), ({"cell": 0}, "cell must be"),
+        ({"sigma": -1.0}, "sigma"), ({"growth": float("nan")}, "growth"), ({"blur": -1.0}, "blur"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            extremal(model, x, steps=2, **options)
