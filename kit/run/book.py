@@ -33,6 +33,12 @@ def current(run: Path, notebook: Path) -> bool:
     return any(up_to_date(copy, run_key(nb, g, prose=True, path=notebook), prose=True) for g in given)
 
 
+def stale(runs: Path, root: Path = ROOT) -> list[Path]:
+    """The chapters, by their place, whose run is not of them as they stand: their pages show the committed outputs."""
+    places = [notebook.relative_to(root) for notebook in chapters(root)]
+    return [place for place in places if (runs / place).is_file() and not current(runs / place, root / place)]
+
+
 def _wanted(root: Path, runs: Path | None) -> Iterator[tuple[Path, Path]]:
     """(file, its place in the book's source)."""
     for name in PAGES:

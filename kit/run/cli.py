@@ -191,12 +191,16 @@ def models_train(
 @app.command()
 def book() -> None:
     """Build the book, each chapter from this machine's run of it where there is one."""
-    from kit.run.book import BuildFailed, build
+    from kit.run.book import BuildFailed, build, stale
 
+    runs = ROOT / "runs" / "quick"
     with _mistakes():
+        for place in stale(runs):
+            errors.print(f"{escape(str(place))} has changed since its run: the page shows its committed outputs "
+                         f"(kit run {escape(str(place))} makes them anew)", soft_wrap=True)
         try:
             with console.status("building the book"):
-                first = build(ROOT, runs=ROOT / "runs" / "quick")
+                first = build(ROOT, runs=runs)
         except BuildFailed as failed:
             errors.print(f"[red]The book could not be built:[/red]\n{escape(str(failed))}", soft_wrap=True)
             raise typer.Exit(1) from None

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from kit.run import files as files_of
-from kit.run.book import stage
+from kit.run.book import stage, stale
 
 
 @pytest.fixture
@@ -51,6 +51,7 @@ def test_a_run_of_this_machine_takes_the_committed_outputs_place(root, tmp_path)
     run.write_text(json.dumps(executed(root, seed=3)))
     stage(source, root, tmp_path / "runs")
     assert "its own run" in files(source)["notebooks/a/b.ipynb"]
+    assert stale(tmp_path / "runs", root) == []
     stage(source, root)
     assert "its own run" not in files(source)["notebooks/a/b.ipynb"]
 
@@ -71,6 +72,11 @@ def test_a_run_that_is_not_of_the_chapter_as_it_stands_is_left_out(root, tmp_pat
     run.write_text(json.dumps(nb)[: 50 if what == "damaged" else None])
     stage(source, root, tmp_path / "runs")
     assert "its own run" not in files(source)["notebooks/a/b.ipynb"]
+    assert stale(tmp_path / "runs", root) == [chapter.relative_to(root)]
+
+
+def test_a_chapter_that_was_never_run_is_not_stale(root, tmp_path):
+    assert stale(tmp_path / "runs", root) == []
 
 
 def test_only_what_differs_is_touched_and_what_is_gone_goes(root, tmp_path):

@@ -164,11 +164,15 @@ def test_the_book_is_built_from_the_runs_and_says_what_to_open(monkeypatch, tmp_
             raise RuntimeError("page.md:3: WARNING: no such label")
         return out / "index.html"
 
-    module(monkeypatch, "kit.run.book", build=build, BuildFailed=RuntimeError)
+    old = iter([[Path("notebooks/a/b.ipynb")], []])
+    module(monkeypatch, "kit.run.book", build=build, BuildFailed=RuntimeError, stale=lambda runs: next(old))
     monkeypatch.setattr(cli, "ROOT", tmp_path)
-    assert f"Open {tmp_path / 'index.html'}" in call("book").output
+    built = call("book").output
+    assert f"Open {tmp_path / 'index.html'}" in built
+    assert "notebooks/a/b.ipynb has changed since its run" in built
     failed = call("book")
     assert failed.exit_code == 1
+    assert "has changed" not in failed.output
     assert "page.md:3: WARNING" in failed.output
     assert calls == [(tmp_path, tmp_path / "runs" / "quick")] * 2
 
