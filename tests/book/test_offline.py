@@ -55,7 +55,11 @@ def foreign_in_script(text: str) -> list[str]:
 
 
 def foreign_in_html(text: str) -> list[str]:
-    page, found = BeautifulSoup(text, "html.parser"), []
+    return foreign_in_page(BeautifulSoup(text, "html.parser"))
+
+
+def foreign_in_page(page: BeautifulSoup) -> list[str]:
+    found = []
     for element in page.find_all(True):
         loaded = not (element.name == "link" and LINKS_NOT_LOADED & set(element.get("rel", [])))
         for attribute, value in element.attrs.items():
@@ -87,6 +91,12 @@ def site(tmp_path_factory) -> Path:
 
 def pages(site: Path) -> list[Path]:
     return sorted(path for path in site.rglob("*.html") if "_static" not in path.parts)
+
+
+@pytest.fixture(scope="module")
+def parsed(site) -> dict[Path, BeautifulSoup]:
+    """Every page, read once: that takes longer than all that is asked of it."""
+    return {path: BeautifulSoup(path.read_text(), "html.parser") for path in pages(site)}
 
 
 def test_the_check_finds_every_way_to_load_from_elsewhere():
@@ -135,8 +145,8 @@ def test_what_asks_no_host_is_let_through(html):
     assert foreign_in_html(html) == []
 
 
-def test_no_page_loads_from_elsewhere(site):
-    found = {str(path.relative_to(site)): foreign_in_html(path.read_text()) for path in pages(site)}
+def test_no_page_loads_from_elsewhere(site, parsed):
+    found = {str(path.relative_to(site)): foreign_in_page(page) for path, page in parsed.items()}
     assert len(found) > 15
     assert {page: addresses for page, addresses in found.items() if addresses} == {}
 
@@ -148,19 +158,17 @@ def test_no_stylesheet_or_script_loads_from_elsewhere(site):
     assert {name: addresses for name, addresses in found.items() if addresses} == {}
 
 
-def test_every_image_has_alt_text(site):
-    parsed = {path.name: BeautifulSoup(path.read_text(), "html.parser") for path in pages(site)}
-    images = [(name, image) for name, page in parsed.items() for image in page("img")]
+def test_every_image_has_alt_text(parsed):
+    images = [(path.name, image) for path, page in parsed.items() for image in page("img")]
     assert len(images) >= 2
     bare = {(page, image.get("src")) for page, image in images if len(image.get("alt") or "") < 3}
     automatic = {(page, image["src"]) for page, image in images if "_images/" in (image.get("alt") or "")}
     assert (bare, automatic) == (set(), set())
 
 
-def test_every_local_file_that_a_page_loads_exists(site):
+def test_every_local_file_that_a_page_loads_exists(parsed):
     missing = set()
-    for path in pages(site):
-        page = BeautifulSoup(path.read_text(), "html.parser")
+    for path, page in parsed.items():
         for tag, attribute in [("script", "src"), ("link", "href"), ("img", "src"), ("a", "href")]:
             for element in page.find_all(tag, attrs={attribute: True}):
                 address = urlparse(element[attribute])

@@ -1,5 +1,4 @@
 import json
-import subprocess
 import sys
 
 import pytest
@@ -34,15 +33,20 @@ def robust_or_not(n, seed):
     return x.view(n, 1, 4, 4), y
 
 
+@pytest.fixture(scope="module")
+def plain():
+    """Trained on clean images alone."""
+    return kit.models.fit(TOY, *robust_or_not(600, 0), device=CPU).eval()
+
+
 def robustness(model, x, y):
     return accuracy(model, pgd(model.eval(), x, y, eps=EPS, steps=20), y)
 
 
 @pytest.mark.parametrize("steps", [{"steps": 5}, {"steps": 1, "step": 1.25 * EPS}])
-def test_it_learns_what_an_attack_cannot_hide(steps):
+def test_it_learns_what_an_attack_cannot_hide(plain, steps):
     (x, y), (held, label) = robust_or_not(600, 0), robust_or_not(400, 1)
-    plain = kit.models.fit(TOY, x, y, device=CPU)
-    assert accuracy(plain.eval(), held, label) > 0.97
+    assert accuracy(plain, held, label) > 0.97
     assert robustness(plain, held, label) < 0.3
     robust = adversarial_training(TOY, x, y, device=CPU, eps=EPS, **steps)
     assert robustness(robust, held, label) > 0.75
@@ -72,7 +76,7 @@ def spied(monkeypatch):
     return calls
 
 
-def test_an_ensemble_attacks_half_of_each_batch_by_all_in_turn(monkeypatch):
+def test_an_ensemble_attacks_half_of_each_batch_by_all_in_turn(plain, monkeypatch):
     x, y = robust_or_not(600, 0)
     others = {name: kit.models.build(TOY).eval() for name in ("one", "two")}
     monkeypatch.setattr(kit.models, "load", lambda name, device=None: others[name])
@@ -85,7 +89,6 @@ def test_an_ensemble_attacks_half_of_each_batch_by_all_in_turn(monkeypatch):
     radii = torch.cat([eps for *_, eps in calls])
     assert 0 <= radii.min() < radii.max() <= 3 * EPS
     held, label = robust_or_not(400, 1)
-    plain = kit.models.fit(TOY, x, y, device=CPU)
     assert robustness(model, held, label) > robustness(plain, held, label) + 0.2
     calls.clear()
     alone = single_step_training(TOY, x, y, device=CPU, eps=EPS)
@@ -139,16 +142,6 @@ def test_it_repeats_and_changes_nothing_else():
 # --- the shipped networks -------------------------------------------------------------------------------------------
 
 
-def test_defended_networks_are_listed_and_loaded_without_the_attacks():
-    code = (
-        "import sys, torch, kit.models\n"
-        "assert {'ens3/inception', 'hgd/scenes'} <= set(kit.models.names())\n"
-        "assert kit.models.load('ens3/inception')(torch.rand(1, 3, 32, 32)).shape == (1, 10)\n"
-        "assert not {'kit.attacks', 'kit.defend'} & set(sys.modules)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 @pytest.mark.parametrize("name", [*DEFENDED, "hgd/scenes", "comdefend/scenes"])
 def test_shipped(name):
     entry = kit.models.entry(name)
@@ -164,14 +157,14 @@ def scenes():
 
 
 def test_trained_on_attacks_they_withstand_them(scenes):
-    d = scenes
+    d = scenes[:60]
     plain = kit.models.load("scenes/resnet")
     under = lambda m: accuracy(m, pgd(m, d.x, d.y, eps=8 / 255, steps=10), d.y)  # noqa: E731
     assert under(plain) < 0.1
     assert under(kit.models.load("adv/resnet")) > 0.6
     assert under(kit.models.load("ens3/inception")) > 0.3
     for name in DEFENDED[:3]:
-        assert accuracy(kit.models.load(name), d.x, d.y) > 0.93
+        assert accuracy(kit.models.load(name), scenes.x, scenes.y) > 0.93
 
 
 def test_victims_withstand_what_travels(scenes):
