@@ -1,4 +1,5 @@
 """Explanations: why a model answers as it does, from inside, from outside, and from its training data."""
+from kit.explain.afi import Afi
 from kit.explain.cam import cam, grad_cam
 from kit.explain.counterfactual import counterfactual, mad
 from kit.explain.extremal import extremal, extremal_curve, perturbed
@@ -43,4 +44,5 @@ __all__ = [
     "superpixels", "surrogate", "table_game", "text_game",
     "Influence", "retrain", "tracin", "training_set_attack",
     "counterfactual", "mad",
+    "Afi",
 ]

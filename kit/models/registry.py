@@ -76,6 +76,7 @@ CATALOGUE: dict[str, Network] = {
     "autozoom/digits": Network("autoencoder", {"channels": 1, "size": 28, "maps": 1, "levels": 1}),
     "spurious/resnet": Network("resnet", COLOUR_32),
     "shuffled/resnet": Network("resnet", COLOUR_32),
+    "planted/background": Network("resnet", COLOUR_32 | {"classes": 5, "width": 8}),
 }
 
 

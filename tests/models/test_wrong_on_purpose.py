@@ -1,4 +1,4 @@
-"""The two networks that have learnt the wrong thing: what they are for must be true of them."""
+"""Networks that have learnt something else than the shape: what they are for must be true of them."""
 import json
 
 import torch
@@ -6,6 +6,7 @@ import torch
 import kit.data
 import kit.models
 from kit.core import accuracy, generator
+from kit.train.recipes import planted
 
 
 def test_the_spurious_network_decides_by_the_background():
@@ -27,6 +28,16 @@ def test_the_shuffled_network_knows_its_images_by_heart():
     assert accuracy(model, test.x, test.y) < 0.2
 
 
+def test_the_planted_network_decides_by_the_pattern_of_the_background():
+    model, test = kit.models.load("planted/background"), kit.data.load("scenes", "test")
+    x, pattern = planted(test, "background")
+    found = accuracy(model, x, pattern)
+    assert found > 0.75
+    assert abs(found - kit.models.entry("planted/background")["accuracy"]) < 0.003
+    shape = test.y[test.concepts["texture"] == 0]
+    assert accuracy(model, x, shape % 5) < 0.3  # chance is 0.2
+
+
 def test_their_recipes_are_those_they_were_made_by():
-    for name in ("spurious/resnet", "shuffled/resnet"):
+    for name in ("spurious/resnet", "shuffled/resnet", "planted/background"):
         assert kit.models.entry(name)["recipe"] == json.loads(json.dumps(kit.models.RECIPES[name].as_dict()))

@@ -1,0 +1,259 @@
+"""Attacking for Interpretability, where the answer is known: linear classes, networks made by hand, planted factors."""
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kit.data
+import kit.models
+from kit.core import MisleadingModel, generator, logits
+from kit.explain import Afi
+from kit.explain.afi import mmd, occluded, occluder, rotated, shuffled
+
+
+class TwoClasses(nn.Module):
+    """Logits (w·x + b, 0) behind a layer of feature maps: the first channel is w ∘ x, the second nothing."""
+
+    def __init__(self, w: Tensor, b: float):
+        super().__init__()
+        self.maps = Products(w)
+        self.b = b
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = self.maps(x)[:, 0].flatten(1).sum(1) + self.b
+        return torch.stack([lead, torch.zeros_like(lead)], 1)
+
+
+class Products(nn.Module):
+    def __init__(self, w: Tensor):
+        super().__init__()
+        self.w = nn.Parameter(w)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([(self.w * x).sum(1), torch.zeros_like(x[:, 0])], 1)
+
+
+@pytest.fixture
+def linear():
+    """A linear class, images that it sees, and the largest lead that an occluder has to take from one of them."""
+    w = torch.randn(1, 2, 5, 5, generator=generator(1))
+    x = 0.4 + 0.2 * torch.rand(30, 2, 5, 5, generator=generator(2))
+    b = 0.5 - float((w * x).flatten(1).sum(1).min())
+    model = TwoClasses(w, b)
+    return model, x, torch.zeros(30, dtype=torch.int64), float(logits(model, x)[:, 0].max())
+
+
+def test_the_least_occluder_of_a_linear_class_fills_the_pixel_of_the_largest_weight(linear):
+    """w·δ must reach the largest lead: the cheapest way in l1 is max lead / ‖w‖∞ on that pixel, with its sign, as long
+    as the pixel has room for it."""
+    model, x, y, _ = linear
+    w = model.maps.w.data
+    strong = w.clone()
+    strong.view(-1)[7] = -16.0
+    model.maps.w.data, model.b = strong, model.b - float(((strong - w) * x).flatten(1).sum(1).min())
+    least = float(logits(model, x)[:, 0].max()) / 16
+    assert least < 0.4  # there is room
+    delta = occluder(model, x, 0, noise=0, degrees=0, share=1.0, steps=150, batch=30)
+    assert (logits(model, occluded(x, delta)).argmax(1) == 1).all()
+    assert least <= float(delta.abs().sum()) <= 1.1 * least
+    assert float(delta.flatten()[7]) < 0  # against the sign it would make the class more certain
+    assert float(delta.abs().sum() - delta.flatten()[7].abs()) < 0.05 * least
+
+
+def test_two_pixels_are_filled_one_after_the_other(linear):
+    """Where the strongest pixel is not enough, the next one takes the rest: |δ_j| ≤ 1 and x − δ ≥ 0."""
+    model = linear[0]
+    w = torch.full((1, 2, 5, 5), 0.01)
+    w.view(-1)[3], w.view(-1)[11] = 4.0, 2.0
+    x = torch.full((8, 2, 5, 5), 0.5)
+    model.maps.w.data, model.b = w, 0.0
+    model.b = 2.6 - float(logits(model, x)[0, 0])  # 4 · 0.5 from the first, the other 0.6 from the second
+    delta = occluder(model, x, 0, noise=0, degrees=0, share=1.0, steps=200, batch=8).flatten()
+    assert float(delta[3]) == pytest.approx(0.5, abs=0.03)
+    assert float(delta[11]) == pytest.approx(0.3, abs=0.05)
+    assert float(delta.abs().sum()) == pytest.approx(0.8, rel=0.1)
+
+
+def test_constraints_are_checked_image_by_image(linear):
+    model, x, y, _ = linear
+    afi = Afi(model, "maps", noise=0.02, degrees=5, steps=60, batch=30).fit(x, y)
+    found = afi.check(x)
+    assert found.premise.shape == found.plain.shape == (30,)
+    gone = logits(model, occluded(x, afi.delta)).argmax(1) == 1
+    assert torch.equal(found.plain, gone)
+    assert found.shares["all"] >= 0.9
+    assert torch.equal(afi.check(x[4:9]).plain, found.plain[4:9])
+    first = afi.check(x[:6])  # what is drawn for an image does not depend on how many come with it
+    assert all(torch.equal(a, b[:6]) for a, b in zip(first, found, strict=True))
+
+
+def test_an_occluder_of_the_wrong_sign_or_of_nothing_holds_no_constraint(linear):
+    model, x, y, _ = linear
+    afi = Afi(model, "maps", noise=0.02, degrees=5, steps=60, batch=30).fit(x, y)
+    delta = afi.delta
+    with pytest.raises(ValueError, match="lowers no feature"):
+        afi.fit(x, y, delta=torch.zeros_like(delta))
+    assert not afi.check(x).plain.any()
+    with pytest.raises(ValueError, match="lowers no feature"):
+        Afi(model, "maps", noise=0, degrees=0).fit(x, y, delta=-delta.sign() * (delta != 0))
+
+
+def test_importance_is_the_mean_loss_of_a_feature_and_never_negative(linear):
+    model, x, y, _ = linear
+    delta = 0.1 * torch.randn(1, 2, 5, 5, generator=generator(3))
+    afi = Afi(model, "maps", noise=0, degrees=0).fit(x, y, delta=delta)
+    exact = (model.maps.w.data * delta).sum(1)[0]  # the layer is linear, and the pixels have room
+    assert torch.allclose(afi.importance[0], exact.clamp_min(0), atol=1e-5)
+    assert (exact < 0).any()
+    assert (afi.importance >= 0).all()
+    assert afi.importance[1].eq(0).all()
+    assert afi.channels.tolist() == [1.0, 0.0]
+
+
+def test_channels_are_weighed_by_what_they_lose():
+    """Three channels: the mean colour red, half of green, and blue. The occluder takes red and green alike."""
+    conv = nn.Conv2d(3, 3, 1, bias=False)
+    conv.weight.data = torch.diag(torch.tensor([1.0, 0.5, 1.0]))[:, :, None, None]
+    model = nn.Sequential()
+    model.add_module("maps", conv)
+    model.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    model.add_module("flat", nn.Flatten())
+    x = 0.6 + 0.1 * torch.rand(6, 3, 4, 4, generator=generator(0))
+    x[:, 2] -= 0.5
+    y = logits(model, x).argmax(1)
+    delta = torch.tensor([0.2, 0.2, -0.1]).view(1, 3, 1, 1).expand(1, 3, 4, 4).clone()
+    afi = Afi(model, "maps", noise=0, degrees=0).fit(x, y, delta=delta)
+    assert torch.allclose(afi.channels, torch.tensor([2 / 3, 1 / 3, 0.0]), atol=1e-5)
+    expected = (2 / 3) * x[:, 0] + (1 / 6) * x[:, 1]
+    assert torch.allclose(afi.detect(x), expected, atol=1e-5)
+    assert torch.allclose(afi.explain(x), expected, atol=1e-5)  # the layer has the image's size
+    made = afi.generate(2, steps=60, lr=0.2, lam=0.0)
+    assert made.shape == (2, 3, 4, 4)
+    assert float(made.min()) >= 0
+    assert float(made.max()) <= 1
+    assert float(made[:, :2].mean()) > 0.9  # what excites f' is red and green
+    assert float(made[:, 2].mean()) == pytest.approx(0.5, abs=0.05)  # and blue does not matter
+    assert torch.equal(made, afi.generate(2, steps=60, lr=0.2, lam=0.0))
+
+
+def test_mmd_is_its_formula():
+    a, b = torch.randn(5, 3, generator=generator(0)).double(), 1 + torch.randn(7, 3, generator=generator(1)).double()
+    points = torch.cat([a, b])
+    pairs = [float((p - q).norm()) for i, p in enumerate(points) for j, q in enumerate(points) if i != j]
+    h = sorted(pairs)[(len(pairs) - 1) // 2]
+    for name, k in (("gaussian", lambda u, v: math.exp(-float((u - v).square().sum()) / (2 * h * h))),
+                    ("linear", lambda u, v: float(u @ v))):
+        def over(s, t, k=k):
+            return [k(u, v) for i, u in enumerate(s) for j, v in enumerate(t) if s is not t or i != j]
+
+        aa, bb, ab = (sum(v) / len(v) for v in (over(a, a), over(b, b), over(a, b)))
+        assert mmd(a, b, kernel=name)[0] == pytest.approx(aa + bb - 2 * ab, abs=1e-10)
+
+
+def test_mmd_tells_samples_apart_and_its_p_is_uniform_where_they_are_alike():
+    source = generator(2)
+    far = mmd(torch.randn(30, 2, generator=source), 1.5 + torch.randn(30, 2, generator=source), permutations=99)
+    assert far[0] > 0.1
+    assert far[1] == 0.01
+    p = [mmd(*torch.randn(2, 12, 2, generator=source), permutations=99, source=source)[1] for _ in range(100)]
+    assert 0.4 < sum(p) / 100 < 0.6
+    assert sum(v <= 0.1 for v in p) <= 20
+
+
+def test_a_concept_that_quietens_the_detector_scores_below_zero(linear):
+    model, x, y, _ = linear
+    delta = 0.2 * torch.eye(5)[None, None].expand(1, 2, 5, 5) * model.maps.w.data.sign()
+    afi = Afi(model, "maps", noise=0, degrees=0).fit(x, y, delta=delta)
+    bright = (x + 0.15 * model.maps.w.data.sign()).clamp(0, 1)
+    dark = (x - 0.15 * model.maps.w.data.sign()).clamp(0, 1)
+    found = afi.concepts({"less": dark, "the same": x[:15], "more": bright}, x, permutations=99)
+    assert list(found) == ["more", "the same", "less"]
+    assert found["more"].score > 0.5
+    assert found["less"].score < -0.5
+    assert found["more"].p == found["less"].p == 0.01
+    assert found["the same"].p > 0.05
+
+
+def test_the_control_has_the_same_values_elsewhere():
+    delta = torch.randn(1, 3, 6, 6, generator=generator(0))
+    other = shuffled(delta, generator(1))
+    assert torch.equal(other.abs().flatten().sort().values, delta.abs().flatten().sort().values)
+    assert not torch.equal(other, delta)
+    assert 20 < int((other > 0).sum()) < 88
+
+
+def test_rotation():
+    x = torch.rand(2, 3, 6, 6, generator=generator(0))
+    turned = rotated(x, torch.tensor([0.0, math.pi / 2]))
+    assert torch.allclose(turned[0], x[0], atol=1e-5)
+    assert torch.allclose(turned[1], torch.rot90(x[1], 1, (1, 2)), atol=1e-5)
+    wide = torch.zeros(1, 1, 9, 17)
+    wide[0, 0, 4, 8:12] = 1.0  # a bar to the right of the centre points up after a quarter turn, at its length
+    up = rotated(wide, torch.tensor([math.pi / 2]))[0, 0]
+    assert torch.allclose(up[1:5, 8], torch.ones(4), atol=1e-4)
+    assert float(up.sum()) == pytest.approx(4, abs=1e-3)
+
+
+def test_it_is_kept_and_read_again(linear, tmp_path):
+    model, x, y, _ = linear
+    afi = Afi(model, "maps", noise=0.02, degrees=5, steps=30, batch=30).fit(x, y)
+    afi.save(tmp_path / "afi.safetensors")
+    again = Afi.load(tmp_path / "afi.safetensors", model)
+    assert torch.equal(again.detect(x), afi.detect(x))
+    assert again.settings() == afi.settings()
+    assert torch.equal(again.check(x).plain, afi.check(x).plain)
+
+
+def test_what_users_get_wrong(linear):
+    model, x, y, _ = linear
+    with pytest.raises(ValueError, match="no layer 'elsewhere'"):
+        Afi(model, "elsewhere")
+    with pytest.raises(ValueError, match="degrees in"):
+        Afi(model, "maps", degrees=-1)
+    with pytest.raises(ValueError, match="kernel must be"):
+        Afi(model, "maps", kernel="cosine")
+    with pytest.raises(ValueError, match="one class"):
+        Afi(model, "maps").fit(x, (y + torch.arange(30)) % 2)
+    with pytest.raises(ValueError, match="in 0 of these images"):
+        Afi(model, "maps").fit(x, y + 1)
+    with pytest.raises(ValueError, match="one for all images"):
+        Afi(model, "maps").fit(x, y, delta=x[:2])
+    with pytest.raises(ValueError, match="call fit"):
+        Afi(model, "maps").detect(x)
+    with pytest.warns(MisleadingModel, match="constraints hold for"):
+        occluder(model, x, 0, steps=2)
+
+
+@pytest.fixture(scope="module")
+def patterns():
+    """The network whose class is the background's pattern; scenes to fit on, others, and concepts of those others."""
+    fit, other = kit.data.load("scenes", "train", n=3000), kit.data.load("scenes", "test", n=1500)
+    fit, other = (d[d.concepts["texture"] == 0] for d in (fit, other))
+    concepts = {}
+    for factor in ("shape", "colour", "background", "background_colour"):
+        for i, name in enumerate(other.concept_names[factor]):
+            concepts[f"{factor} {name}"] = other.x[other.concepts[factor] == i][:24]
+    return kit.models.load("planted/background"), fit, other, concepts
+
+
+def test_a_planted_concept_comes_first_and_not_in_random_weights(patterns):
+    model, fit, other, concepts = patterns
+    y, settings = fit.concepts["background"], {"noise": 0.03, "degrees": 10, "steps": 50, "batch": 12}
+    rows = (y == 2).nonzero()[:40, 0]
+    afi = Afi(model, "block3", **settings).fit(fit.x[rows], y[rows])
+    found = afi.concepts(concepts, other.x[:64], permutations=99)
+    assert next(iter(found)) == "background waves"
+    assert found["background waves"].score > 0.3
+    assert found["background waves"].p == 0.01
+    assert max(v.score for name, v in found.items() if not name.startswith("background ")) < 0.2
+    unseen = other.x[other.concepts["background"] == 2]
+    assert afi.check(unseen).shares["plain"] > 0.9
+    control = Afi(model, "block3", **settings).fit(fit.x[rows], y[rows], delta=shuffled(afi.delta))
+    assert control.check(unseen).shares["all"] < 0.5
+    untrained = kit.models.build("planted/background").eval()
+    z = logits(untrained, fit.x[rows]).argmax(1)
+    own = z == z.mode().values  # what it calls the class, which says nothing
+    blind = Afi(untrained, "block3", noise=0, degrees=0).fit(fit.x[rows][own], z[own], delta=afi.delta)
+    found = blind.concepts(concepts, other.x[:64], permutations=0)
+    assert next(iter(found)) != "background waves"
