@@ -116,15 +116,11 @@ def check_gradient(value: Tensor, g: Tensor, done: Tensor | None = None) -> None
 
 # A word means the same in every method, so that its range is said once. A count is a whole number.
 COUNTS = ("steps", "rounds", "restarts", "samples", "copies", "outer", "inner", "epochs", "batch", "top", "max_queries",
-          "candidates", "many", "probes", "q", "switch", "tries")
+          "candidates", "many", "probes", "q", "switch", "tries", "unroll")
 RANGES: dict[str, tuple[float, float, bool]] = {  # lowest, highest, and whether the lowest itself is allowed
-    **dict.fromkeys(("step", "lr", "c", "tiny", "h", "rho"), (0.0, math.inf, False)),
+    **dict.fromkeys(("step", "lr", "c", "tiny", "h", "rho", "growth"), (0.0, math.inf, False)),
     **dict.fromkeys(
-        ("eps", "mu", "eta", "kappa", "beta", "overshoot", "sigma", "damping"), (0.0, math.inf, True)),
-    **dict.fromkeys(("lam", "lam_tap", "gamma", "alpha"), (-math.inf, math.inf, True)),  # a sign may be turned
-          "unroll")
-    **dict.fromkeys(("step", "lr", "c", "tiny", "growth"), (0.0, math.inf, False)),
-        ("eps", "mu", "eta", "kappa", "beta", "overshoot", "sigma", "blur"), (0.0, math.inf, True)),
+        ("eps", "mu", "eta", "kappa", "beta", "overshoot", "sigma", "damping", "blur"), (0.0, math.inf, True)),
     **dict.fromkeys(  # a sign may be turned
         ("lam", "lam_tap", "lam_tv", "gamma", "alpha"), (-math.inf, math.inf, True)),
     "p": (0.0, 1.0, True),

@@ -46,20 +46,27 @@ def reconstruction_figures(r: Recipe, network: nn.Module, x: Tensor, y: Tensor) 
         again = torch.cat([network(part) for part in x.split(256)]).clamp(0, 1)
     guide, error = kit.models.load(r.options["guide"]), (again - x).square().mean()
     return {"accuracy": accuracy(guide, again, y), "mse": float(error)}
+
+
 def fit_planted(r: Recipe, x: Tensor, y: Tensor, *, factor: str, seed: int = 0, **options: Any) -> nn.Module:
     """As `fit`, on scenes whose class is their texture or the pattern of their background, whatever their shape.
+
     The other of the two is uniform in them (`planted`), so that one pattern is in the image: twice as many scenes are
     drawn as there are images, and a fifth of them is so. The background's pattern is learnt within minutes; the texture
     of objects of ten pixels is not.
     """
     images, labels = planted(kit.data.scenes(2 * len(x), seed=kit.data.SCENES_SEEDS["train"]), factor)
     return fit(r, images, labels, seed=seed, **options)
+
+
 def planted(data: kit.data.Data, factor: str) -> tuple[Tensor, Tensor]:
     """The scenes whose object is of one tone, and which pattern their background has ("background"); or those whose
     background is, and which texture their object has ("texture")."""
     assert data.concepts is not None
     uniform = data.concepts["texture" if factor == "background" else "background"] == 0
     return data.x[uniform], data.concepts[factor][uniform]
+
+
 def planted_accuracy(r: Recipe, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     """The share of such test scenes whose factor the network names."""
     return {"accuracy": accuracy(model, *planted(kit.data.load("scenes", "test"), r.options["factor"]))}
@@ -70,6 +77,7 @@ CIFAR: dict[str, Any] = {"data": "cifar10", "epochs": 10, "batch": 128, "shift":
 # Defended victims. In the thesis Inc-v3_ens3, Inc-v3_ens4 and IncRes-v2_adv stand here; the construction is theirs, the
 # families are ours. `at` is the min-max training, which those are not.
 DEFENDED: dict[str, Any] = SCENES | {"images": 6000, "epochs": 12, "measure": robust_accuracy}
+
 HOW: dict[str, dict[str, Any]] = {
     "digits/cnn7": {"data": "digits", "epochs": 40, "shift": 1},
     "digits/mlp": {"data": "digits", "epochs": 60, "shift": 1},
