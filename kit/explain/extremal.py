@@ -25,6 +25,7 @@ from kit.explain.mask import checked_cell, climb, gaussian_blur
 # TorchRay's, on 224 × 224 pixels: nodes every 7 pixels, σ = 21 and 20, 8 blurs, 800 steps.
 SIDE, CELL, SIGMA, BLUR, LEVELS = 224, 7, 21, 20, 8
 COLDNESS, MOMENTUM = 20.0, 0.9
+EQUAL = 1e-5  # pixels of a mask that are no farther apart count as equal
 VARIANTS = ("preserve", "delete", "both")
 
 
@@ -46,7 +47,7 @@ def extremal(
     blur         σ of the strongest blur, pixels; None is 20 of 224, but at least 4
     cell, sigma    of the grid and of K, in pixels; None is 7 and 21 of 224, but at least 2 and 4
     flip         show every other image mirrored
-    spill        let the area count what M covers beyond the edge too, as TorchRay does
+    spill        as TorchRay: no m beyond the edge, and the area counts what M covers there too. Otherwise m is repeated
     create_graph    the graph goes through the last `unroll` steps and the blurs
     trace        gets the objective
 
@@ -77,7 +78,7 @@ def extremal(
         z = model(laid_out(image.flip(3) if flip and k % 2 == 0 else image))
         phi = score(z, wanted.repeat(len(shown))).unflatten(0, (len(shown), -1))
         gain = {"preserve": phi[0], "delete": -phi[0], "both": phi[0] - phi[-1]}[variant]
-        return gain - lam * growth**k * (everywhere.flatten(1).sort(1).values - r).square().mean(1)
+        return gain - lam * growth**k * missed_area(everywhere, r)
 
     m = climb(objective, x.new_ones(len(x), *cover.grid), damped(lr), {}, steps, unroll if create_graph else 0, trace)
     return cover(m)[0]
@@ -123,6 +124,17 @@ def at_level(pyramid: Tensor, M: Tensor) -> Tensor:
     return (lower + (place - below) * (upper - lower))[:, 0]
 
 
+def missed_area(M: Tensor, r: Tensor) -> Tensor:
+    """mean_pixels (sort(M) − r)², (N,). Which of equal pixels are kept is not decided by their place: each has the mean
+    r of its equals as its aim, and a constant makes up for the difference. At m = 1 all of them are equal."""
+    ordered = M.flatten(1).sort(1).values
+    with torch.no_grad():
+        group = F.pad((ordered.diff(dim=1) > EQUAL).long().cumsum(1), (1, 0))
+        size, total = (torch.zeros_like(r).scatter_add(1, group, v) for v in (torch.ones_like(r), r))
+        aim = (total / size.clamp_min(1)).gather(1, group)
+    return ((ordered - aim).square() + (r - aim).square()).mean(1)
+
+
 class SmoothMax:
     """m (N, h, w) → M (N, H, W), and with the margin over which the area is counted (N, H', W')."""
 
@@ -138,7 +150,8 @@ class SmoothMax:
         self.smax = smax if twice else _Smax.apply
 
     def __call__(self, m: Tensor) -> tuple[Tensor, Tensor]:
-        near = F.pad(m, [self.reach + self.margin] * 4)
+        # Without a margin the edge is repeated: zeros there would make M larger at the edge than inside for equal m.
+        near = F.pad(m[:, None], [self.reach + self.margin] * 4, mode="constant" if self.margin else "replicate")[:, 0]
         M = self.smax(near, self.K)
         M = M.permute(2, 3, 0, 4, 1).flatten(3).flatten(1, 2).clamp(0, 1)
         at, (H, W), (high, wide) = self.margin * self.cell, self.size, self.counted

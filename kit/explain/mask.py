@@ -87,6 +87,8 @@ def mask(
         evidence = p(m, k + state.begun) * (1 if keeps else -1)
         return evidence - lam * area - lam_tv * total_variation(m, beta)
 
+    if state.m is not None and state.m.shape[1:] != grid:
+        raise ValueError(f"the state's masks have {tuple(state.m.shape[1:])} cells, these images {grid}")
     if state.m is None:
         with torch.no_grad():
             state.m = _disc(lambda m: p(m, -1), grid, x, keeps)
@@ -123,12 +125,13 @@ def _with_graph(f: Callable[[Tensor], Tensor], m: Tensor, memory: Memory) -> tup
 class Descent(PerImage):
     """Where the descent on the mask of each image of x stands: `mask(…, state=state)` fills it and goes on from it.
 
-    m (N, h, w) is the coarse mask, `first` and `second` Adam's moments, `t` (N,) the steps so far; None when empty.
+    m (N, h, w) is the coarse mask, which may be given as a start, `first` and `second` Adam's moments, `t` (N,) the
+    steps so far; None when empty.
     """
 
-    def __init__(self, x: Tensor):
+    def __init__(self, x: Tensor, m: Tensor | None = None):
         self.rows, self.whole = slice(0, len(x)), self
-        self.m: Any = None
+        self.m: Any = None if m is None else m.detach().expand(len(x), *m.shape[1:]).clone()
         self.first: Any = None
         self.second: Any = None
         self.t = torch.zeros(len(x), dtype=torch.int64)
@@ -140,8 +143,9 @@ class Descent(PerImage):
     def __getitem__(self, rows: slice) -> Descent:
         part = Descent(self.t[rows])
         part.rows, part.whole, part.t = rows, self, self.t[rows]
-        if self.m is not None and part.begun:
+        if self.m is not None and not bool(self.m[rows].isnan().any()):
             part.m = self.m[rows]
+        if part.begun:
             part.memory = {"m": self.first[rows], "u": self.second[rows], "t": torch.tensor(float(part.begun))}
         return part
 
@@ -156,7 +160,7 @@ class Descent(PerImage):
         whole, rows = self.whole, self.rows
         for name, value in (("m", m), ("first", self.memory["m"]), ("second", self.memory["u"])):
             if getattr(whole, name) is None:
-                setattr(whole, name, value.new_zeros(len(whole), *value.shape[1:]))
+                setattr(whole, name, value.new_full((len(whole), *value.shape[1:]), torch.nan))
             getattr(whole, name)[rows] = value.detach()
         whole.t[rows] = self.t + steps
 

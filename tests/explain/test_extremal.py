@@ -7,7 +7,7 @@ from torch import nn
 
 from kit.core import Trace, generator, logits
 from kit.explain import energy_inside, extremal, extremal_curve, iou, perturbed
-from kit.explain.extremal import SmoothMax, _Smax, damped, smax
+from kit.explain.extremal import SmoothMax, _Smax, damped, missed_area, smax
 from kit.explain.mask import gaussian_blur
 
 
@@ -69,7 +69,7 @@ def test_what_is_kept_keeps_the_class_and_the_curve_rises():
 
 
 def torchray(m, size, step, sigma, spill):
-    """TorchRay's MaskGenerator, a pixel at a time: M of one mask m (h, w), with the margin or cut to the image."""
+    """TorchRay's MaskGenerator, a pixel at a time: M of one mask m (h, w), with a margin or the edge repeated."""
     h, w = m.shape
     radius, margin = 1 + math.ceil(sigma / step), math.ceil(sigma / step) * step if spill else 0
     high, wide = ((n * step + 2 * margin - step + 1 if spill else s) for n, s in zip((h, w), size, strict=True))
@@ -80,7 +80,9 @@ def torchray(m, size, step, sigma, spill):
             values = []
             for i in range(y // step - radius, y // step + radius + 1):
                 for j in range(x // step - radius, x // step + radius + 1):
-                    node = float(m[i, j]) if 0 <= i < h and 0 <= j < w else 0.0
+                    inside = 0 <= i < h and 0 <= j < w
+                    near = float(m[min(max(i, 0), h - 1), min(max(j, 0), w - 1)])
+                    node = near if inside or not spill else 0.0
                     away = math.hypot(y - step * i, x - step * j) / sigma
                     values.append(math.exp(-2 * max(away - 0.5, 0) ** 2) * node)
             weights = [math.exp(20 * value) for value in values]
@@ -89,20 +91,27 @@ def torchray(m, size, step, sigma, spill):
 
 
 @pytest.mark.parametrize("spill", [False, True])
-def test_the_energy_is_torchrays(spill):
-    """With its settings (nodes every 7 pixels, σ 21, 8 blurs to σ 20, λ 300, growth 1.0035), at the first two steps."""
+def test_the_energy_is_torchrays(spill, monkeypatch):
+    """With its settings: nodes every 7 pixels, σ 21, 8 blurs to σ 20, λ 300, growth 1.0035; mirrored at even steps."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)).double().eval()
     model.requires_grad_(False)
     x = torch.rand(1, 1, 28, 28, generator=generator(1)).double()
-    trace = Trace()
+    trace, seen = Trace(), []
+    cover_of = SmoothMax.__call__
+
+    def watched(self, m):
+        seen.append(m.detach().clone())
+        return cover_of(self, m)
+
+    monkeypatch.setattr(SmoothMax, "__call__", watched)
     options = {"cell": 7, "sigma": 21.0, "blur": 20.0, "area": 0.3, "spill": spill}
-    extremal(model, x, torch.tensor([2]), steps=2, trace=trace, **options)
+    extremal(model, x, torch.tensor([2]), steps=3, trace=trace, lr=0.05, **options)
 
     pyramid = [gaussian_blur(x, (1 - level) * 20)[0, 0] for level in torch.linspace(0, 1, 8).tolist()]
-    m = torch.ones(4, 4, dtype=torch.double)
-    for k in range(2):
-        M = torchray(m, (28, 28), 7, 21.0, spill)
+    assert float((seen[2] - seen[0]).abs().max()) > 0.01
+    for k in range(3):
+        M = torchray(seen[k][0], (28, 28), 7, 21.0, spill)
         at = 21 if spill else 0
         image = torch.zeros(28, 28, dtype=torch.double)
         for u in range(28):
@@ -117,18 +126,6 @@ def test_the_energy_is_torchrays(spill):
         missed = sum((a - b) ** 2 for a, b in zip(ordered, wanted, strict=True)) / len(ordered)
         energy = float(model(image[None, None])[0, 2]) - 300 * 1.0035**k * missed
         assert float(trace.values[k, 0]) == pytest.approx(energy, rel=1e-6)
-        m = extremal_step(model, x, options)
-
-
-def extremal_step(model, x, options):
-    """The nodes after one step, read through the rule: the first step of TorchRay's SGD is lr times the gradient."""
-    cover = SmoothMax(x, 7, 21.0, options["spill"])
-    m = torch.ones(1, 4, 4, dtype=torch.double, requires_grad=True)
-    M, counted = cover(m)
-    z = model(perturbed(x, M, blur=20.0).flip(3))[0, 2]
-    r = (torch.arange(counted.numel()) >= int(counted.numel() * 0.7)).double()
-    (g,) = torch.autograd.grad(z - 300 * (counted.flatten().sort().values - r).square().mean(), m)
-    return (m + 0.01 * g).detach().clamp(0, 1)[0]
 
 
 def test_the_rule_is_sgd_with_momentum_and_dampening():
@@ -148,7 +145,7 @@ def test_the_fast_smooth_maximum_is_the_plain_one_and_so_is_its_gradient():
     for cell, sigma in ((2, 4.0), (3, 2.0), (1, 1.5)):
         cover = SmoothMax(x, cell, sigma, spill=False)
         m = torch.rand(3, *cover.grid, generator=generator(2)).double().requires_grad_()
-        near = torch.nn.functional.pad(m, [cover.reach] * 4)
+        near = torch.nn.functional.pad(m[:, None], [cover.reach] * 4, mode="replicate")[:, 0]
         one, other = smax(near, cover.K), _Smax.apply(near, cover.K)
         probe = torch.randn(one.shape, generator=generator(3)).double()
         assert torch.allclose(one, other)
@@ -207,3 +204,15 @@ def test_mistakes_get_one_sentence():
     ]:
         with pytest.raises(ValueError, match=words):
             extremal(model, x, steps=2, **options)
+
+
+def test_equal_pixels_share_the_area_and_the_value_is_the_formula():
+    r = torch.tensor([[0.0, 0, 0, 1]])
+    M = torch.full((1, 2, 2), 0.8, requires_grad=True)
+    assert missed_area(M, r).item() == pytest.approx((3 * 0.8**2 + 0.2**2) / 4)
+    (g,) = torch.autograd.grad(missed_area(M, r).sum(), M)
+    assert torch.allclose(g, torch.full_like(g, 2 * (0.8 - 0.25) / 4))
+    M = torch.tensor([[[0.9, 0.1], [0.8, 0.2]]], requires_grad=True)
+    assert missed_area(M, r).item() == pytest.approx((0.1**2 + 0.1**2 + 0.8**2 + 0.2**2) / 4)
+    (g,) = torch.autograd.grad(missed_area(M, r).sum(), M)
+    assert torch.allclose(g, torch.tensor([[[-0.1, 0.1], [0.8, 0.2]]]) / 2)

@@ -92,10 +92,8 @@ def test_the_objective_is_the_authors_on_28_by_28_cells(variant):
     model = model.double().eval().requires_grad_(False)
     x = torch.rand(2, 3, 224, 224, generator=generator(1)).double()
     target = torch.tensor([1, 3])
-    state, trace = Descent(x), Trace()
-    state.m = torch.rand(2, 28, 28, generator=generator(2)).double()
-    state.first, state.second, state.t[:] = torch.zeros_like(state.m), torch.ones_like(state.m), 1
-    m = state.m.clone()
+    m, trace = torch.rand(2, 28, 28, generator=generator(2)).double(), Trace()
+    state = Descent(x, m)
     mask(model, x, target, variant=variant, state=state, steps=1, jitter=0, trace=trace)
     away = gaussian_blur(x, 10.0)
     wanted = written_out(model, x, m, target, 1e-4, 1e-2, 3, 8, away, variant == "preserve")
@@ -173,6 +171,10 @@ def test_a_call_goes_on_where_another_stood(bright):
     assert torch.allclose(whole.m, parts.m, atol=1e-5)
     assert parts.t.tolist() == [12, 12]
     assert not torch.allclose(R, mask(model, x, target, steps=5, **options), atol=1e-3)
+    whole_kept = mask(model, x, target, steps=1, lr=1e-9, jitter=0, cell=3, state=Descent(x, torch.ones(1, 8, 8)))
+    assert float(whole_kept.max()) < 1e-6  # a start of one's own: nothing is deleted yet
+    with pytest.raises(ValueError, match="cells"):
+        mask(model, x, target, steps=1, cell=3, state=Descent(x, torch.ones(2, 3, 3)))
     parts.t[0] = 3
     with pytest.raises(ValueError, match="not at the same step"):
         mask(model, x, target, steps=1, state=parts, **options)
