@@ -29,6 +29,7 @@ from kit.explain.metrics import (
     pointing_game,
     sparsity,
 )
+from kit.explain.rts import RTS
 from kit.explain.sanity import randomised, rank_correlation, ssim
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "alpha_beta", "epsilon", "flat", "gamma", "lrp", "relevance_lost", "zbox", "zplus",
     "cam", "grad_cam",
     "Descent", "extremal", "extremal_curve", "mask", "perturbed",
+    "RTS",
     "completeness", "deletion", "energy_inside", "infidelity", "insertion", "iou", "l1_distance", "max_sensitivity",
     "pointing_game", "sparsity",
     "randomised", "rank_correlation", "ssim",

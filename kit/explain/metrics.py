@@ -32,10 +32,10 @@ def _rank(relevance: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, places).view_as(relevance)
 
 
-def blurred(x: Tensor, size: int = BLUR) -> Tensor:
-    """The images under a Gaussian blur of `size` × `size` pixels, σ = size/4: what is left when detail is removed."""
+def blurred(x: Tensor, size: int = BLUR, sigma: float | None = None) -> Tensor:
+    """The images under a Gaussian blur of `size` × `size` pixels, σ = size/4 where none is given: no detail is left."""
     at = torch.arange(size, device=x.device, dtype=x.dtype) - size // 2
-    line = torch.exp(-at.square() / (2 * (size / 4) ** 2))
+    line = torch.exp(-at.square() / (2 * (sigma or size / 4) ** 2))
     line = (line / line.sum()).expand(x.shape[1], 1, -1)
     mirrored = min(x.shape[-2:]) > size // 2
     x = F.pad(x, [size // 2] * 4, mode="reflect" if mirrored else "replicate")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kit.core import device as pick_device
 from kit.core.files import write_whole
 from kit.core.seeding import ambient_randomness_kept
+from kit.models.decoders import DECODERS
 from kit.models.families import FAMILIES
 from kit.models.imagenet import imagenet
 from kit.models.purifiers import PURIFIERS
@@ -40,7 +41,7 @@ class Built(Protocol):
 
 @dataclass(frozen=True)
 class Network:
-    """How a network is built: `FAMILIES` or `PURIFIERS` at `family`, with the arguments `build`."""
+    """How a network is built: `FAMILIES`, `PURIFIERS` or `DECODERS` at `family`, with the arguments `build`."""
 
     family: str
     build: dict[str, Any] = field(default_factory=dict)
@@ -74,6 +75,9 @@ CATALOGUE: dict[str, Network] = {
     "hgd/scenes": Network("unet"),
     "comdefend/scenes": Network("codec"),
     "autozoom/digits": Network("autoencoder", {"channels": 1, "size": 28, "maps": 1, "levels": 1}),
+    "rts/scenes-resnet": Network("masks", {"maps": {"block3": 64, "block2": 32}}),
+    "rts/scenes-vgg": Network("masks", {"maps": {"block3": 64, "block1": 16}}),
+    "rts/cifar10-resnet": Network("masks", {"maps": {"block3": 80, "block2": 40}}),
     "spurious/resnet": Network("resnet", COLOUR_32),
     "shuffled/resnet": Network("resnet", COLOUR_32),
     "planted/background": Network("resnet", COLOUR_32 | {"classes": 5, "width": 8}),
@@ -109,14 +113,15 @@ def build(name: str | Built, norm: bool = False) -> nn.Module:
     With `norm=False` as it is shipped, batch norm folded away.
     """
     made = network(name) if isinstance(name, str) else name
-    return {**FAMILIES, **PURIFIERS}[made.family](norm=norm, **made.build)
+    return {**FAMILIES, **PURIFIERS, **DECODERS}[made.family](norm=norm, **made.build)
 
 
 def load(name: str, device: str | torch.device | None = None) -> nn.Module:
     """A trained network in eval mode: images (N, C, H, W) in [0, 1] → logits (N, K). Its first layer normalises.
 
     The purifiers (`hgd/…`, `comdefend/…`) return images instead; `kit.defend` puts them before a classifier. So
-    does the autoencoder (`autozoom/digits`), whose `decoder` makes images of codes.
+    does the autoencoder (`autozoom/digits`), whose `decoder` makes images of codes. The decoders (`rts/…`) make masks
+    of a classifier's feature maps: `kit.explain.RTS.shipped` puts the two together.
 
     `device=None` is the CPU; "auto" the GPU where there is one. Raises ValueError for a name that does not exist or
     weights that are damaged, FileNotFoundError for a network that nobody has trained yet.

@@ -14,6 +14,7 @@ from kit.defend import adversarial_training, ensemble_adversarial_training, nois
 from kit.defend.adversarial_training import robust_accuracy
 from kit.defend.purify import codec_figures, codec_training, denoiser_figures, denoiser_training
 from kit.defend.smoothing import smoothed_figures
+from kit.explain.rts import rts_figures, rts_training
 from kit.models.registry import CATALOGUE
 from kit.models.training import Recipe, fit
 
@@ -78,6 +79,9 @@ CIFAR: dict[str, Any] = {"data": "cifar10", "epochs": 10, "batch": 128, "shift":
 # families are ours. `at` is the min-max training, which those are not.
 DEFENDED: dict[str, Any] = SCENES | {"images": 6000, "epochs": 12, "measure": robust_accuracy}
 
+# Masks for networks of the catalogue: what `kit.explain.RTS.shipped` finds. Their encoders are these networks.
+MASKS: dict[str, Any] = {"epochs": 8, "batch": 32, "weight_decay": 1e-4, "train": rts_training, "measure": rts_figures}
+
 HOW: dict[str, dict[str, Any]] = {
     "digits/cnn7": {"data": "digits", "epochs": 40, "shift": 1},
     "digits/mlp": {"data": "digits", "epochs": 60, "shift": 1},
@@ -112,6 +116,12 @@ HOW: dict[str, dict[str, Any]] = {
     "autozoom/digits": {"data": "digits", "epochs": 30, "batch": 32, "lr": 1e-2, "weight_decay": 0.0,
                         "train": reconstruction_training, "measure": reconstruction_figures,
                         "options": {"guide": "digits/cnn7"}},
+    "rts/scenes-resnet": MASKS | {"data": "scenes", "images": 2400, "flip": True, "options": {
+        "classifier": "scenes/resnet", "half": True}},
+    "rts/scenes-vgg": MASKS | {"data": "scenes", "images": 2400, "flip": True, "options": {
+        "classifier": "scenes/vgg", "half": True}},
+    "rts/cifar10-resnet": MASKS | {"data": "cifar10", "images": 2400, "flip": True, "options": {
+        "classifier": "cifar10/resnet", "half": True}},
     # networks that have learnt the wrong thing, on purpose
     "spurious/resnet": {"data": "scenes", "images": 3600, "epochs": 6, "train": fit_spurious},
     "shuffled/resnet": {"data": "scenes", "images": 512, "epochs": 40, "weight_decay": 0.0, "train": fit_shuffled},

@@ -20,9 +20,11 @@ CPU = torch.device("cpu")
 CLASSIFIER = Recipe("scenes", "resnet", {"width": 8}, epochs=1, batch=4)
 UNET = Recipe("scenes", "unet", {"width": 8}, epochs=1, batch=4)
 CODEC = Recipe("scenes", "codec", {"widths": (8,), "bits": 8}, epochs=1, batch=4)
+MASKS = Recipe("scenes", "masks", {"maps": {"drop": 4, "norm": 4}}, epochs=1, batch=4)
 OPTIONS = {
     "denoiser_training": (UNET, {"guide": "one", "sources": ["one", "two"]}),
     "codec_training": (CODEC, {}),
+    "rts_training": (MASKS, {"classifier": "one"}),
     "ensemble_adversarial_training": (CLASSIFIER, {"static": ["one", "two"]}),
     "adversarial_training": (CLASSIFIER, {"steps": 2, "clean": 0.5}),
 }
@@ -109,7 +111,7 @@ def test_training(trainer, raises, monkeypatch):
 def test_there_are_trainers_to_test():
     names = {f.__name__ for f in trainers()}
     assert names >= {"fit", "fit_spurious", "fit_shuffled", "adversarial_training", "ensemble_adversarial_training",
-                     "single_step_training", "noisy_training", "denoiser_training", "codec_training"}
+                     "single_step_training", "noisy_training", "denoiser_training", "codec_training", "rts_training"}
 
 
 # --- wrappers -------------------------------------------------------------------------------------------------------
