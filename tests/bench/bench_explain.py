@@ -9,6 +9,7 @@ import kit.data
 import kit.models
 from kit.core import features, logits
 from kit.explain import (
+    RTS,
     completeness,
     epsilon,
     grad_cam,
@@ -69,6 +70,13 @@ def tasks():
 
     yield Task("Grad-CAM, 128 images", to_layer, {"kit": lambda: grad_cam(model, x, c, layer="block3"), **cam_peers(
         model, x, c)}, agrees(grad_cam(model, x, c), x, c), target=1.05, repeats=9)
+
+    for name in ("scenes/resnet", "scenes/vgg"):
+        rts, some = RTS.shipped(name), x[:64]
+
+        yield Task(f"RTS, {name}, 64 images, beside a pass of its encoder",
+                   lambda rts=rts, some=some: bare_passes(rts.model, some, c[:64], backward=False), {
+                       "kit": lambda rts=rts, some=some: rts.explain(some, c[:64])}, target=3.0, repeats=15)
 
     for family in ("vgg", "resnet"):
         net = kit.models.load(f"scenes/{family}").requires_grad_(False)

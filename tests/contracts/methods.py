@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from kit.attacks import Transformation
-from kit.core import generator
+from kit.core import generator, logits
+from kit.core.fitted import fingerprint
 from kit.detect import Energy
+from kit.explain import RTS
 
 PACKAGES = ("kit.attacks", "kit.explain", "kit.detect", "kit.defend")
 CLASSES = 5
@@ -103,7 +105,23 @@ def found() -> dict[str, Callable]:
     return methods
 
 
-METHODS = found()
+def fitted() -> dict[str, Callable]:
+    """The explainers that are fitted, as functions of model and images: each is fitted once on the network it meets."""
+    kept: dict[str, RTS] = {}
+
+    def rts(model: nn.Module, x: Tensor, target: Tensor | None = None, *, create_graph: bool = False) -> Tensor:
+        own: Any = getattr(model, "inner", getattr(model, "model", model))
+        name = fingerprint(own)
+        if name not in kept:
+            weight = own.block1[0].weight
+            some = images(24, weight.shape[1], dtype=weight.dtype)
+            kept[name] = RTS(own, width=4).fit(some, logits(own, some).argmax(1), epochs=1, batch=8)
+        return kept[name](model, x, target, create_graph=create_graph)
+
+    return {"RTS": rts}
+
+
+METHODS = found() | fitted()
 
 
 def arguments(name: str, model: nn.Module, x: Tensor, y: Tensor, **changed: Any) -> dict[str, Any]:
