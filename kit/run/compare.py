@@ -193,6 +193,11 @@ def _said(a: str, b: str) -> str:
     return "\n".join(list(lines)[:20])
 
 
+def _rates(committed: dict[str, Any], found: dict[str, Any]) -> bool:
+    """Whether both outputs are the record of one number in percent; a table's record is a list."""
+    return all(isinstance(data.get(RECORD), dict) and data[RECORD].get("unit") == "%" for data in (committed, found))
+
+
 def _data(committed: dict[str, Any], found: dict[str, Any], tolerance: Tolerance) -> list[str]:
     """What differs between the data of two displayed outputs."""
     if FIGURE in found and FIGURE not in committed:
@@ -215,7 +220,7 @@ def _data(committed: dict[str, Any], found: dict[str, Any], tolerance: Tolerance
         elif kind.endswith("json"):
             if not same_text(json.dumps(a, sort_keys=True), json.dumps(b, sort_keys=True), tolerance):
                 wrong.append(f"{kind} is another")
-        elif kind == "text/plain" and isinstance(committed.get(RECORD), dict) and committed[RECORD].get("unit") == "%":
+        elif kind == "text/plain" and _rates(committed, found):
             moved = max(map(abs, map(sub, _measured(committed[RECORD]), _measured(found[RECORD]))), default=0.0)
             if not same_text(_text(a), _text(b), replace(tolerance, rel=0.0, abs=moved), percent=True):
                 wrong.append(_said(_text(a), _text(b)))

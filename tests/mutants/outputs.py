@@ -42,6 +42,12 @@ def _arrays(tree: Any) -> Iterator[tuple[dict[str, Any], str]]:
             yield from _arrays(value)
 
 
+def _entries(output: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an output records: nothing, one number, or a whole table."""
+    found = output.get("data", {}).get(RECORD, [])
+    return [found] if isinstance(found, dict) else found
+
+
 def mutated(outputs: list[dict[str, Any]], source: random.Random) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Mutants of a cell's outputs: (kind, outputs)."""
     for i, output in enumerate(outputs):
@@ -66,15 +72,16 @@ def mutated(outputs: list[dict[str, Any]], source: random.Random) -> Iterator[tu
             if len(lines) > 1:
                 at = source.randrange(len(lines))
                 yield "line removed", put("".join(lines[:at] + lines[at + 1 :]))
-        for key, value in output.get("data", {}).get(RECORD, {}).items():
-            other = copy.deepcopy(outputs)
-            new: Any = "another"
-            if isinstance(value, int | float):
-                new = value + 1 if key == "n" else value - max(0.02 * abs(value), 0.01)
-            elif isinstance(value, list):
-                new = [value[0] - max(0.02 * abs(value[0]), 0.01), *value[1:]]
-            other[i]["data"][RECORD][key] = new
-            yield f"record's {key}", other
+        for at, entry in enumerate(_entries(output)):
+            for key, value in entry.items():
+                other = copy.deepcopy(outputs)
+                new: Any = "another"
+                if isinstance(value, int | float):
+                    new = value + 1 if key == "n" else value - max(0.02 * abs(value), 0.01)
+                elif isinstance(value, list):
+                    new = [value[0] - max(0.02 * abs(value[0]), 0.01), *value[1:]]
+                _entries(other[i])[at][key] = new
+                yield f"record's {key}", other
         if FIGURE in output.get("data", {}):
             other = copy.deepcopy(outputs)
             where, key = source.choice(list(_arrays(other[i]["data"][FIGURE])))

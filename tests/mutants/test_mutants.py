@@ -66,6 +66,7 @@ def test_no_mutant_of_an_output_passes_the_comparison():
     outputs = [
         {"output_type": "stream", "name": "stdout", "text": ["accuracy 0.98\n", "n = 400\n"]},
         {"output_type": "display_data", "data": {"text/plain": "rate: 98.0 % [95.0, 99.0]", RECORD: entry}},
+        {"output_type": "display_data", "data": {"text/plain": "2 of 3", RECORD: [entry, entry | {"name": "other"}]}},
         {"output_type": "display_data", "data": {"text/plain": repr(figure), MIME: plotted(figure)}},
     ]
     kinds = set()

@@ -269,3 +269,6 @@ def test_a_tables_record_is_compared_figure_by_figure():
     assert differences(outputs(42.0), outputs(42.0)) == []
     assert differences(outputs(42.0), outputs(43.0))
     assert not same_record(outputs(42.0)[0]["data"][RECORDS], outputs(42.0)[0]["data"][RECORDS][:1])
+    one = [shown(text_plain="rate: 50.0 %") | {"data": {"text/plain": "rate: 50.0 %", RECORDS: entry()}}]
+    assert differences(one, outputs(42.0))  # a number in the place of a table
+    assert differences(outputs(42.0), one)

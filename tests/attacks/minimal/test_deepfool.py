@@ -19,7 +19,7 @@ ATTACKS = {
     "deepfool": deepfool,
     "deepfool linf": partial(deepfool, norm="linf"),
     "cw": partial(cw, **QUICK),
-    "cw linf": partial(cw, norm="linf", steps=100, rounds=6, lr=0.01),
+    "cw linf": partial(cw, norm="linf", steps=50, rounds=4, lr=0.01),
     "cw l0": partial(cw, norm="l0", steps=30),
     "ead": partial(ead, steps=50, rounds=5, c=0.1),
     "lbfgs": partial(lbfgs, steps=20, rounds=6),
