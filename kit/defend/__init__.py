@@ -5,10 +5,11 @@ from kit.defend.adversarial_training import (
     single_step_training,
 )
 from kit.defend.purify import HGD, ComDefend, FeatureDistillation, RandomEnsemble, RandomResizePad
-from kit.defend.smoothing import ABSTAIN, Smoothed, noisy_training
+from kit.defend.smoothing import ABSTAIN, PixelDP, Smoothed, noisy_training, pixeldp_training
 from kit.defend.victims import load, names
 
 __all__ = [
-    "ABSTAIN", "HGD", "ComDefend", "FeatureDistillation", "RandomEnsemble", "RandomResizePad", "Smoothed",
-    "adversarial_training", "ensemble_adversarial_training", "load", "names", "noisy_training", "single_step_training",
+    "ABSTAIN", "HGD", "ComDefend", "FeatureDistillation", "PixelDP", "RandomEnsemble", "RandomResizePad", "Smoothed",
+    "adversarial_training", "ensemble_adversarial_training", "load", "names", "noisy_training", "pixeldp_training",
+    "single_step_training",
 ]

@@ -72,6 +72,9 @@ CATALOGUE: dict[str, Network] = {
     "adv/resnet": Network("resnet", COLOUR_32),
     "at/resnet": Network("resnet", COLOUR_32),
     "noisy/inception": Network("inception", COLOUR_32),
+    **{f"noisy{s}/{data}": Network("mlp", GREY_28 | {"width": 128})
+       for data in ("digits", "mnist") for s in (25, 50, 100)},
+    "pixeldp/digits": Network("cnn7", GREY_28 | {"width": 6}),
     "hgd/scenes": Network("unet"),
     "comdefend/scenes": Network("codec"),
     "autozoom/digits": Network("autoencoder", {"channels": 1, "size": 28, "maps": 1, "levels": 1}),

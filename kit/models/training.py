@@ -76,7 +76,7 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Gener
 def fit(
     r: Recipe, x: Tensor, y: Tensor, *, device: torch.device, seed: int = 0, progress: Progress | None = None,
     loss: Loss = cross_entropy, momentum: float | None = None, cutout: int = 0, half: bool = False,
-    before: Before | None = None, checkpoint: Checkpoint | None = None,
+    before: Before | None = None, checkpoint: Checkpoint | None = None, start: nn.Module | None = None,
 ) -> nn.Module:
     """min over θ of E[loss(f_θ, t(x), y)], t a random translation and mirroring where the recipe says so.
 
@@ -85,7 +85,8 @@ def fit(
     of the steps and falls to zero along a cosine. `cutout` blanks a square of that side in every image; `half`
     multiplies in bfloat16, twice as fast on processors that know it (and `train` rounds the weights to half precision).
     `before(step, steps)` is called before every step, `progress(step, steps, loss)` after it. With a `checkpoint` a
-    training that was stopped goes on at its last whole epoch, and ends in the same weights.
+    training that was stopped goes on at its last whole epoch, and ends in the same weights. `start` is trained itself,
+    from the weights that it has, in place of a fresh network of the recipe's family.
     Nothing of the caller's is changed, the ambient random state included. Raises ValueError where the loss is NaN.
     Cost: `epochs` times the loss's forward and backward passes over x.
     """
@@ -93,7 +94,8 @@ def fit(
         raise ValueError(f"every image needs one label: there are {len(x)} images and {len(y)} labels")
     with ambient_randomness_kept(device):
         torch.manual_seed(seed)
-        model = build(r, norm=True).to(device).to(memory_format=torch.channels_last)
+        model = build(r, norm=True) if start is None else start.train()
+        model = model.to(device).to(memory_format=torch.channels_last)
         generator = torch.Generator().manual_seed(seed)
         batch = min(r.batch, len(x))
         per_epoch = len(x) // batch

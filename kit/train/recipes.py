@@ -15,6 +15,16 @@ from kit.defend.adversarial_training import robust_accuracy
 from kit.defend.purify import codec_figures, codec_training, denoiser_figures, denoiser_training
 from kit.defend.smoothing import smoothed_figures
 from kit.explain.rts import rts_figures, rts_training
+from kit.defend import (
+    adversarial_training,
+    ensemble_adversarial_training,
+    noisy_training,
+    pixeldp_training,
+    single_step_training,
+)
+from kit.defend.adversarial_training import robust_accuracy
+from kit.defend.purify import codec_figures, codec_training, denoiser_figures, denoiser_training
+from kit.defend.smoothing import pixeldp_figures, smoothed_figures
 from kit.models.registry import CATALOGUE
 from kit.models.training import Recipe, fit
 
@@ -78,6 +88,8 @@ CIFAR: dict[str, Any] = {"data": "cifar10", "epochs": 10, "batch": 128, "shift":
 # Defended victims. In the thesis Inc-v3_ens3, Inc-v3_ens4 and IncRes-v2_adv stand here; the construction is theirs, the
 # families are ours. `at` is the min-max training, which those are not.
 DEFENDED: dict[str, Any] = SCENES | {"images": 6000, "epochs": 12, "measure": robust_accuracy}
+# For a vote under noise; the widths and epochs were chosen on development images.
+NOISY: dict[str, Any] = {"shift": 1, "train": noisy_training, "measure": smoothed_figures}
 
 # Masks for networks of the catalogue: what `kit.explain.RTS.shipped` finds. Their encoders are these networks.
 MASKS: dict[str, Any] = {"epochs": 8, "batch": 32, "weight_decay": 1e-4, "train": rts_training, "measure": rts_figures}
@@ -108,6 +120,12 @@ HOW: dict[str, dict[str, Any]] = {
     "at/resnet": DEFENDED | {"train": adversarial_training, "options": {"eps": 8 / 255, "steps": 3, "ramp": 0.5}},
     "noisy/inception": DEFENDED | {
         "train": noisy_training, "options": {"sigma": 0.25}, "measure": smoothed_figures},
+    **{f"noisy{s}/digits": NOISY | {"data": "digits", "epochs": 300, "options": {"sigma": s / 100}}
+       for s in (25, 50, 100)},
+    **{f"noisy{s}/mnist": NOISY | {"data": "mnist", "epochs": 10, "batch": 128, "options": {"sigma": s / 100}}
+       for s in (25, 50, 100)},
+    "pixeldp/digits": {"data": "digits", "epochs": 40, "shift": 1, "train": pixeldp_training,
+                       "measure": pixeldp_figures, "options": {"layer": "layer1.bn", "L": 0.1}},
     "hgd/scenes": DEFENDED | {"epochs": 6, "train": denoiser_training, "measure": denoiser_figures, "options": {
         "guide": "scenes/inception", "sources": ["scenes/inception", "scenes/resnet", "scenes/vgg"]}},
     "comdefend/scenes": {"data": "scenes", "images": 4800, "epochs": 8, "batch": 32, "lr": 3e-3,

@@ -1,13 +1,17 @@
 import math
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.stats import binomtest, norm
 from torch import nn
 
-from kit.core import check_model, generator
+from kit.core import check_model, chunk_size, generator
 from kit.defend import ABSTAIN, Smoothed
 from kit.defend.smoothing import clopper_pearson, enough_to_certify, enough_to_decide
+from kit.defend.smoothing.binomial import hopeless, looks
 
 
 class Halves(nn.Module):
@@ -122,7 +126,7 @@ def test_as_a_victim(halves, x):
     x = x.requires_grad_()
     assert check_model(smoothed, x.detach()) == 2
     z = smoothed(x)
-    p = torch.stack([halves(x + e).softmax(1) for e in smoothed._noise(x, 400, generator())]).mean(0)
+    p = torch.stack([halves(x + e).softmax(1) for e in smoothed.noise(x, 400, generator())]).mean(0)
     torch.testing.assert_close(z.exp(), p)
     exact, label = distance(halves, x)
     assert torch.equal(z.argmax(1)[exact > 0.1], label[exact > 0.1])
@@ -193,3 +197,119 @@ def test_numbers_that_make_no_sense(halves, x, numbers):
             ask(x, **numbers)
     with pytest.raises(ValueError, match="at least one noisy copy"):
         Smoothed(halves).certify(x, n0=0)
+
+
+# --- what a certificate promises, over many repetitions --------------------------------------------------------------
+
+
+class Counted(Smoothed):
+    """Each "image" is a repetition: its votes are drawn from known probabilities (K,), without any network."""
+
+    def __init__(self, p, seed=0, sigma=1.0):
+        super().__init__(nn.Identity(), sigma)
+        self.p, self.source, self.asked = torch.tensor(p), generator(seed), 0
+
+    def _asked(self, x):
+        return nullcontext()
+
+    def _counts(self, x, n, source, bar):
+        self.asked += len(x) * n
+        votes = torch.multinomial(self.p, len(x) * n, replacement=True, generator=self.source)
+        return F.one_hot(votes, len(self.p)).view(len(x), n, -1).sum(1)
+
+
+MANY = 4000
+
+
+def repeated(p, n0=20, n=200, alpha=0.05, early=True):
+    """(class, radius, votes drawn for each) of so many repetitions."""
+    vote = Counted(p)
+    found, radius = vote.certify(torch.zeros(MANY, 1, 1, 1), n0=n0, n=n, alpha=alpha, early=early)
+    return found, radius, vote.asked / MANY
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("p", [[0.8, 0.2], [0.55, 0.25, 0.2], [0.97, 0.02, 0.01]])
+def test_no_more_than_alpha_of_the_certificates_are_wrong(p, early):
+    found, radius, _ = repeated(p, early=early)
+    wrong = (found == 0) & (radius > norm.ppf(p[0]))
+    assert wrong.float().mean() < 0.05 + 3 * (0.05 * 0.95 / MANY) ** 0.5
+    assert (found > 0).float().mean() < 0.001
+    if p[0] == 0.8:
+        assert wrong.float().mean() > 0.02  # a bound that is sure of more than it was asked for would be timid
+
+
+@pytest.mark.parametrize("p", [[0.5, 0.5], [0.5, 0.25, 0.25], [0.34, 0.33, 0.33]])
+def test_votes_that_choose_the_class_do_not_count_for_it(p):
+    """No class has more than half, so that every certificate is wrong. The lead of the votes that chose would count."""
+    found, radius, _ = repeated(p, n0=20, n=40)
+    assert (found != ABSTAIN).float().mean() < 0.05 + 3 * (0.05 * 0.95 / MANY) ** 0.5
+    assert (radius[found == ABSTAIN] == 0).all()
+    if len(p) == 2:
+        counts = torch.distributions.Binomial(40, torch.tensor(0.5)).sample((MANY,)).numpy()
+        reused = clopper_pearson(abs(counts - 20) + 20, 40, 0.05) > 0.5
+        assert reused.mean() > 1.5 * float((found != ABSTAIN).float().mean())
+
+
+def test_an_early_stop_saves_where_nothing_is_to_be_won():
+    clear, whole = repeated([0.3, 0.3, 0.4], n=800), repeated([0.3, 0.3, 0.4], n=800, early=False)
+    assert (clear[0] == ABSTAIN).all()
+    assert (whole[0] == ABSTAIN).all()
+    assert whole[2] == 820
+    assert clear[2] < 420
+    sure = repeated([0.9, 0.1], n=800)
+    assert sure[2] == 820
+    assert (sure[0] == 0).all()
+
+
+def test_an_early_stop_gives_up_a_majority_with_probability_alpha_at_most():
+    for p in (0.5, 0.52):
+        k = torch.distributions.Binomial(1, torch.tensor(p)).sample((20_000, 400)).cumsum(1).numpy()
+        lost = [hopeless(k[:, t - 1], t, 400, 0.05) for t in looks(400)[:-1]]
+        share = np.any(lost, axis=0).mean()
+        assert share < 0.05
+        assert p > 0.5 or share > 0.01  # and it is a test, not a formality
+    assert looks(400) == [25, 50, 100, 200, 400]
+    assert looks(1) == [1]
+    assert looks(20) == [1, 2, 5, 10, 20]
+
+
+def test_an_early_stop_changes_no_other_image(halves, x):
+    smoothed = Smoothed(halves, sigma=1.0)
+    some, radius = smoothed.certify(x, n=400)
+    every, full = smoothed.certify(x, n=400, early=False)
+    assert torch.equal(some, every)
+    assert torch.equal(radius, full)
+    model = Three()
+    far = torch.full((1, 3, 4, 4), 0.2)
+    mixed = torch.cat([far, torch.full((3, 3, 4, 4), 0.5)])
+    found, r = Smoothed(model, sigma=0.5).certify(mixed, n=800)
+    assert 900 < model.asked < 0.75 * 900 * 4  # three images of four are given up
+    alone, s = Smoothed(model, sigma=0.5).certify(far, n=800)
+    assert found.tolist() == [alone.item(), ABSTAIN, ABSTAIN, ABSTAIN]
+    assert r[0] == s[0] > 0
+
+
+class Three(nn.Module):
+    """Sure of class 0 for dark images, else one of three classes by the sign of two pixels that say nothing else."""
+
+    asked = 0
+
+    def forward(self, x):
+        self.asked += len(x)
+        z = torch.stack([x[:, 0, 0, 0], x[:, 1, 0, 0], x[:, 2, 0, 0]], 1)
+        dark = (x.mean((1, 2, 3)) < 0.35).float()
+        return z + 100 * dark[:, None] * torch.tensor([1.0, 0.0, 0.0])
+
+
+def test_copies_stream_in_chunks_and_a_bar_counts_them(halves, x, capsys):
+    smoothed = Smoothed(halves, sigma=0.5)
+    smoothed.certify(x, n0=50, n=5000, progress=True)
+    assert "copy" in capsys.readouterr().err
+    halves.seen.clear()
+    smoothed.certify(x[:1], n0=50, n=20_000)
+    assert capsys.readouterr().err == ""
+    sizes = [len(seen) for seen in halves.seen]
+    assert max(sizes) == chunk_size(x)
+    assert sum(sizes) < 20_050 + 10
+    assert len(sizes) < 15  # one image fills a chunk with its copies
