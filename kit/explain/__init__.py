@@ -31,6 +31,7 @@ from kit.explain.metrics import (
 )
 from kit.explain.rts import RTS
 from kit.explain.sanity import randomised, rank_correlation, ssim
+from kit.explain.tcav import TCAV
 
 __all__ = [
     "gradient_times_input", "guided_backpropagation", "integrated_gradients", "occlusion", "saliency", "sensitivity",
@@ -46,5 +47,5 @@ __all__ = [
     "superpixels", "surrogate", "table_game", "text_game",
     "Influence", "retrain", "tracin", "training_set_attack",
     "counterfactual", "mad",
-    "Afi",
+    "TCAV", "Afi",
 ]

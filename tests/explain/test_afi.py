@@ -9,7 +9,7 @@ import kit.data
 import kit.models
 from kit.core import MisleadingModel, generator, logits
 from kit.explain import Afi
-from kit.explain.afi import mmd, occluded, occluder, rotated, shuffled
+from kit.explain.afi import concept_curves, mmd, occluded, occluder, pieces, rotated, segment_concepts, shuffled
 
 
 class TwoClasses(nn.Module):
@@ -257,3 +257,39 @@ def test_a_planted_concept_comes_first_and_not_in_random_weights(patterns):
     blind = Afi(untrained, "block3", noise=0, degrees=0).fit(fit.x[rows][own], z[own], delta=afi.delta)
     found = blind.concepts(concepts, other.x[:64], permutations=0)
     assert next(iter(found)) != "background waves"
+
+
+def test_curves_find_the_segments_that_decide():
+    """The class is the left upper quarter's brightness: with it alone the class is seen, and without it no more."""
+    w = torch.zeros(1, 1, 8, 8)
+    w[..., :4, :4] = 1.0
+    x = torch.rand(10, 1, 8, 8, generator=generator(0)) * 0.2 + 0.8
+    model, y = TwoClasses(w, -8.8), torch.zeros(10, dtype=torch.int64)
+    quarters = (torch.arange(8)[:, None] // 4 * 2 + torch.arange(8) // 4).expand(10, 8, 8)
+    alone, without = concept_curves(model, x, y, quarters, [0, 1, 2, 3])
+    assert alone.sum(1).tolist() == [0, 10, 10, 10, 10]
+    assert without.sum(1).tolist() == [10, 0, 0, 0, 0]
+    late, long = concept_curves(model, x, y, quarters, [3, 2, 1, 0])
+    assert late.sum(1).tolist() == [0, 0, 0, 0, 10]
+    assert long.sum(1).tolist() == [10, 10, 10, 10, 0]
+    with pytest.raises(ValueError, match="once"):
+        concept_curves(model, x, y, quarters, [0, 1, 2])
+
+
+def test_segments_that_look_alike_are_one_concept():
+    x = torch.full((6, 3, 8, 8), 0.5)
+    x[:, 0, :, :4], x[:, 1, :, 4:] = 1.0, 1.0
+    x[3:] = x[3:].flip(3)  # the same two things, in the other places
+    halves = (torch.arange(8) // 4 + 4).expand(6, 8, 8)  # numbers need not begin at 0
+    conv = nn.Conv2d(3, 3, 1, bias=False)
+    conv.weight.data = torch.eye(3)[:, :, None, None]
+    model = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    shown, owner = pieces(x, halves)
+    assert shown.shape == (12, 3, 8, 8)
+    assert owner.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert torch.equal(shown[1, :, :, 4:], x[0, :, :, 4:])
+    assert (shown[1, :, :, :4] == 0.5).all()
+    _, concept, maps = segment_concepts(model, "0", x, halves, k=2)
+    assert concept[::2][:3].unique().tolist() == concept[1::2][3:].unique().tolist() != concept[1].tolist()
+    assert torch.equal(maps[0], maps[4].flip(1))
+    assert maps[0, 0, 0] == concept[0]
