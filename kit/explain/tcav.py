@@ -26,8 +26,8 @@ class TCAV:
     alpha      the l2 penalty of the hinge-loss classifier (the authors': 0.01)
 
     `fit` keeps `cav`, of the shape of the layer's output for one image, and `accuracy` (in [0, 1]), on a third of both
-    kinds that was held out: near a half, the concept is not in the layer and the score means nothing. The larger
-    kind is cut to the size of the smaller. Raises ValueError for fewer than 6 of either. Cost: one forward pass of both.
+    kinds that was held out: near a half, the concept is not in the layer and the score means nothing. The larger kind
+    is cut to the size of the smaller. Raises ValueError for fewer than 6 of either. Cost: one forward pass of both.
     `score` and `derivatives` cost a forward pass and a backward pass from the logits to the layer.
     """
 
