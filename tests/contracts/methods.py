@@ -15,8 +15,9 @@ from kit.core import generator, logits
 from kit.core.fitted import fingerprint
 from kit.detect import Energy
 from kit.explain import RTS
+from kit.explain import saliency
 
-PACKAGES = ("kit.attacks", "kit.explain", "kit.detect", "kit.defend")
+PACKAGES = ("kit.attacks", "kit.explain", "kit.detect", "kit.defend", "kit.fire")
 CLASSES = 5
 
 # Small budgets; what is not named here has its default.
@@ -29,6 +30,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "jsma": {"gamma": 0.1},
     "pgd": {"steps": 5, "restarts": 3},
     "evade": {"steps": 5},
+    "adv2": {"steps": 6, "warm": 3},
     "square": {"max_queries": 40, "p": 0.2},
     "simba": {"max_queries": 60},
     "finite_difference": {"group": 12},
@@ -129,7 +131,7 @@ def arguments(name: str, model: nn.Module, x: Tensor, y: Tensor, **changed: Any)
     known: dict[str, Any] = {
         "y": y, "eps": 0.1, "x_adv": (x + 0.05).clamp(0, 1), "guide": x.flip(2), "layers": ["block2"],
         "T": Transformation.start("random", x.shape[1], 3, 4, generator(2)).to(x), "relevance": x.mean(1),
-        "detector": Energy(model), "target": (y + 1) % CLASSES,
+        "detector": Energy(model), "explain": saliency, "target": (y + 1) % CLASSES,
     }
     parameters = inspect.signature(METHODS[name]).parameters
     needed = {k: known[k] for k, p in parameters.items() if k in known and p.default is inspect.Parameter.empty}

@@ -27,7 +27,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "square", "zo_adamm", "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo")},
 }
 NAMES = sorted(METHODS)
-ATTACKS = [name for name in NAMES if METHODS[name].__module__.startswith(("kit.attacks", "kit.detect"))
+ATTACKS = [name for name in NAMES if METHODS[name].__module__.startswith(("kit.attacks", "kit.detect", "kit.fire"))
            and name not in ("distance", "least_likely", "train_transformation")]
 BOUNDED = [name for name in ATTACKS if takes(name, "eps")]
 # What looks for the nearest image, or stops at the first that is wrong.
