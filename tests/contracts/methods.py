@@ -30,6 +30,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "jsma": {"gamma": 0.1},
     "pgd": {"steps": 5, "restarts": 3},
     "evade": {"steps": 5},
+    "stadv": {"steps": 12, "lr": 0.2},
     "adv2": {"steps": 6, "warm": 3},
     "square": {"max_queries": 40, "p": 0.2},
     "simba": {"max_queries": 60},

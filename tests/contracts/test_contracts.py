@@ -32,7 +32,8 @@ ATTACKS = [name for name in NAMES if METHODS[name].__module__.startswith(("kit.a
 BOUNDED = [name for name in ATTACKS if takes(name, "eps")]
 # What looks for the nearest image, or stops at the first that is wrong.
 SPARING = [name for name in ATTACKS if (".minimal." in METHODS[name].__module__ and name not in BOUNDED)
-           or METHODS[name].__module__.startswith(("kit.attacks.scores", "kit.attacks.decision"))]
+           or METHODS[name].__module__.startswith(
+               ("kit.attacks.scores", "kit.attacks.decision", "kit.attacks.spatial"))]
 
 pytestmark = pytest.mark.filterwarnings("ignore::kit.core.checks.MisleadingModel")
 
