@@ -10,11 +10,6 @@ from torch import Tensor, nn
 import kit.data
 import kit.models
 from kit.core import accuracy
-from kit.defend import adversarial_training, ensemble_adversarial_training, noisy_training, single_step_training
-from kit.defend.adversarial_training import robust_accuracy
-from kit.defend.purify import codec_figures, codec_training, denoiser_figures, denoiser_training
-from kit.defend.smoothing import smoothed_figures
-from kit.explain.rts import rts_figures, rts_training
 from kit.defend import (
     adversarial_training,
     ensemble_adversarial_training,
@@ -25,6 +20,7 @@ from kit.defend import (
 from kit.defend.adversarial_training import robust_accuracy
 from kit.defend.purify import codec_figures, codec_training, denoiser_figures, denoiser_training
 from kit.defend.smoothing import pixeldp_figures, smoothed_figures
+from kit.explain.rts import rts_figures, rts_training
 from kit.models.registry import CATALOGUE
 from kit.models.training import Recipe, fit
 

@@ -14,8 +14,7 @@ from kit.attacks import Transformation
 from kit.core import generator, logits
 from kit.core.fitted import fingerprint
 from kit.detect import Energy
-from kit.explain import RTS
-from kit.explain import saliency
+from kit.explain import RTS, saliency
 
 PACKAGES = ("kit.attacks", "kit.explain", "kit.detect", "kit.defend", "kit.fire")
 CLASSES = 5
