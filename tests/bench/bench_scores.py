@@ -3,7 +3,7 @@ import importlib.util
 
 import kit.data
 import kit.models
-from kit.attacks import autozoom, finite_difference, simba, square, zoo
+from kit.attacks import autozoom, finite_difference, nes, simba, spsa, square, zoo
 from tests.bench import Task, bare_passes
 
 TINY = 1e-4  # a radius within which nothing is fooled, so that every image uses its whole budget
@@ -31,6 +31,10 @@ def tasks():
     yield Task("ZOO, 8 images, 1028 queries, scenes/vgg", lambda: many(8, 1028),
                {"kit": lambda: zoo(model, x[:8], y[:8], c=1e-6, lr=1e-5, max_queries=1028)}, target=1.2,
                repeats=3)
+    for name, attack in (("SPSA", spsa), ("NES", nes)):
+        yield Task(f"{name}, 8 images, 1033 queries, scenes/vgg", lambda: many(8, 1033),
+                   {"kit": lambda attack=attack: attack(model, x[:8], y[:8], eps=TINY, q=64, max_queries=1033)},
+                   target=1.2, repeats=3)
     yield Task("finite differences, groups of 8, scenes/vgg", lambda: many(8, 770),
                {"kit": lambda: finite_difference(model, x[:8], y[:8], eps=TINY, group=8)}, target=1.2, repeats=3)
     yield Task("AutoZOOM, 100 queries, scenes/vgg", lambda: passes(64, 100),
