@@ -47,11 +47,11 @@ def stadv(
     Cost: `steps` forward and backward passes, and a forward pass.
     Source: Xiao et al., Spatially transformed adversarial examples, ICLR 2018, section 3.
     """
-    live = Live(model, x, Goal(y, target))
+    live = Live(model, x, Goal(y, target), generator)
     with torch.no_grad():
         live.nearest(x, torch.zeros_like(live.found.score), live.goal.reached(live.ask(x), kappa))
     live.drop(live.found.reached[live.rows])
-    flow = uniform(x[live.rows, :1].expand(-1, 2, -1, -1), generator and generator[live.rows], -START, START)
+    flow = uniform(live.x[:, :1].expand(-1, 2, -1, -1), live.draws, -START, START)
     for _ in range(steps if len(live) else 0):
         flow = leaf(flow)
         x_adv = warp(live.x, flow)

@@ -1,6 +1,7 @@
 """Training, fitting and wrapping change nothing of the caller's: every trainer, every wrapper, every detector."""
 import inspect
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ MASKS = Recipe("scenes", "masks", {"maps": {"drop": 4, "norm": 4}}, epochs=1, ba
 OPTIONS = {
     "denoiser_training": (UNET, {"guide": "one", "sources": ["one", "two"]}),
     "codec_training": (CODEC, {}),
+    "fit_planted": (replace(CLASSIFIER, batch=1), {"factor": "background"}),  # few of 12 scenes are such
+    "reconstruction_training": (UNET, {"guide": "one"}),
     "rts_training": (MASKS, {"classifier": "one"}),
     "ensemble_adversarial_training": (CLASSIFIER, {"static": ["one", "two"]}),
     "adversarial_training": (CLASSIFIER, {"steps": 2, "clean": 0.5}),
