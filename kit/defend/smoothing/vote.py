@@ -198,7 +198,7 @@ class Smoothed(Vote):
 @contextmanager
 def counted(copies: int, progress: bool) -> Iterator:
     """A bar that counts copies, shown where `progress` says so."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     with tqdm(total=copies, unit="copy", disable=not progress, leave=False) as bar:
         yield bar
