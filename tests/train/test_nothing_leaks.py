@@ -120,7 +120,7 @@ def test_there_are_trainers_to_test():
 # --- wrappers -------------------------------------------------------------------------------------------------------
 
 WRAP = {
-    "PixelDP": lambda m: kit.defend.PixelDP(m, "conv", draws=2),
+    "PixelDP": lambda m: kit.defend.PixelDP(nn.Sequential(nn.Identity(), m), "0", draws=2),
     "Smoothed": lambda m: kit.defend.Smoothed(m, draws=2),
     "RandomResizePad": lambda m: kit.defend.RandomResizePad(m, draws=2),
     "RandomEnsemble": lambda m: kit.defend.RandomEnsemble([m, m], draws=1),
