@@ -1,12 +1,4 @@
-"""ADV²: one image that deceives a classifier, and the explanation of its answer with it.
-
-    x' = argmin  ℓ_prd(f(x'), t) + λ ℓ_int(g(x'), m)     subject to   ‖x' − x‖∞ ≤ eps   and   x' ∈ [0, 1]
-
-    t     the class to be answered (N,)        g(x')    the interpreter's map for the class t (N, H, W)
-    m     the map that is to be shown          ℓ_int    the mean over the pixels of (g − m)², both scaled to [0, 1]
-
-Source: Zhang et al., Interpretable deep learning under fire, USENIX Security 2020, section 3, and the authors' code.
-"""
+"""ADV² on a map that a pass or two through the network makes, and what both stand on: symbols as in `kit.fire.adv2`."""
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -68,18 +60,7 @@ def adv2(
         with asking(model, live.rows):
             return explain(model, v, classes, create_graph=create_graph)
 
-    def look(v: Tensor, z: Tensor) -> None:
-        p = z.softmax(1).gather(1, target[:, None])[:, 0]
-        good = live.goal.reached(z) & (p > sure)
-        live.best(v, torch.where(good, -map_distance(shown(v, target), m), p), good)
-
-    with torch.no_grad():
-        z = live.ask(x)
-    check_labels(target, x, z.shape[1], "target")
-    m = shown(x, z.argmax(1)) if map_target is None else map_target
-    if m.shape != (len(x), *x.shape[2:]):
-        raise ValueError(f"map_target must be maps ({len(x)}, {x.shape[2]}, {x.shape[3]}), not {tuple(m.shape)}")
-
+    m = wanted(live, map_target, shown)
     v = x
     for k in range(-warm, steps):
         v = leaf(v)
@@ -95,12 +76,31 @@ def adv2(
                     loss = loss + extra(v, target)
         g = live.grad(loss, v)
         if k >= 0 and k % EVERY == 0:
-            look(v.detach(), z.detach())
+            keep(live, v.detach(), z.detach(), map_distance(shown(v.detach(), target), m), sure)
         v = within.project(within.step(v.detach(), -g, step * min(1, 1 - k / steps)), x)
     with torch.no_grad():
         z = live.ask(v)
-    look(v, z)
+    keep(live, v, z, map_distance(shown(v, target), m), sure)
     return live.found.x_adv
+
+
+def wanted(live: Live, map_target: Tensor | None, shown: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """m: the map given, or the benign one. Raises ValueError or TypeError for targets or maps that do not fit."""
+    x, target = live.x, live.goal.target
+    with torch.no_grad():
+        z = live.ask(x)
+    check_labels(target, x, z.shape[1], "target")
+    m = shown(x, z.argmax(1)) if map_target is None else map_target
+    if m.shape != (len(x), *x.shape[2:]):
+        raise ValueError(f"map_target must be maps ({len(x)}, {x.shape[2]}, {x.shape[3]}), not {tuple(m.shape)}")
+    return m
+
+
+def keep(live: Live, v: Tensor, z: Tensor, off: Tensor, sure: float) -> None:
+    """Keep, image by image, v where it is answered t with p_t > sure, and of those the one of least ℓ_int = off."""
+    p = z.softmax(1).gather(1, live.goal.target[:, None])[:, 0]
+    good = live.goal.reached(z) & (p > sure)
+    live.best(v, torch.where(good, -off, p), good)
 
 
 def check_moves(off: Tensor, v: Tensor) -> None:
