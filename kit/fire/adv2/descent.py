@@ -41,7 +41,9 @@ def adv2(
     smoothing    ℓ_prd is the cross-entropy of t with this label smoothing, so that it never has no gradient
     smooth       τ of `kit.core.smooth_relu` in the attack's own passes: a map made of gradients does not move without
                  it; None leaves the ReLUs as they are, which CAM and masks allow
-    extra        one more term, (x', target) -> (N,), to be minimised: an interpreter's own loss
+    extra        one more term, (x', target) -> (N,), to be minimised: the loss of an interpreter with an encoder of its
+                 own (theirs, for RTS: 0.1 times its cross-entropy). Of `kit.explain.RTS` the encoder is the classifier,
+                 and ℓ_prd is that loss already
 
     The default step is eps/8 (their 1/255 at 8/255), and falls to 0 in the second stage. Of the iterates of that stage
     each image keeps the one with the least ℓ_int, read on the true network, among those that are answered t with a

@@ -11,9 +11,9 @@ from torch import nn
 from kit.attacks import pgd
 from kit.core import MisleadingModel, differentiate, fooled, generator, logits, per_image, smooth_relu
 from kit.data import load
-from kit.explain import cam, grad_cam, iou, l1_distance, saliency
+from kit.explain import RTS, cam, grad_cam, iou, l1_distance, saliency
 from kit.fire import adv2, map_distance, random_patches
-from kit.fire.adv2 import unit
+from kit.fire.adv2.descent import unit
 from kit.models import load as network
 
 
@@ -127,7 +127,8 @@ def case():
     return model, x, *two_best(model, x)
 
 
-@pytest.mark.parametrize(("explain", "smooth"), [(partial(cam, relu=False), None), (grad_cam, None), (saliency, 1e-4)])
+@pytest.mark.parametrize(("explain", "smooth"), [
+    (partial(cam, relu=False), None), (grad_cam, None), (RTS.shipped("scenes/resnet"), None), (saliency, 1e-4)])
 def test_it_deceives_both_where_pgd_deceives_one(case, explain, smooth):
     model, x, y, target = case
     benign = explain(model, x, y)
