@@ -46,6 +46,21 @@ def check_images(x: Tensor) -> None:
         raise ValueError(f"images must lie in [0, 1], these lie in [{low:.3g}, {high:.3g}]: {hint}")
 
 
+def check_start(start: Tensor, x: Tensor, several: bool = False) -> Tensor:
+    """`start`, the images that an attack begins from, in the dtype of x: one for each of x (N, C, H, W), or for all;
+    where `several` may be given for each, also (N, S, C, H, W). Raises TypeError or ValueError."""
+    if not isinstance(start, Tensor):
+        raise TypeError(f"start must be a torch tensor, not {type(start).__name__}: use torch.as_tensor(start)")
+    if start.dim() not in (4, 5)[:1 + several] or start.shape[-3:] != x.shape[1:]:
+        raise ValueError(f"start must have the images' shape, (N, C, H, W){' or (N, S, C, H, W)' if several else ''}, "
+                         f"not {tuple(start.shape)}")
+    try:
+        check_images(start.flatten(0, -4))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"start is of no use: {error}") from None
+    return start.to(x)
+
+
 def check_labels(y: Tensor, x: Tensor, classes: int, name: str = "y") -> None:
     """Labels are one class number per image, in 0 … K−1, on the images' device. Raises TypeError or ValueError."""
     if not isinstance(y, Tensor):

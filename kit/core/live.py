@@ -38,7 +38,7 @@ class Found:
         self.checked = False  # whether the gradient has been looked at
 
     def see(self, rows: Tensor, x_adv: Tensor, score: Tensor, reached: Tensor) -> None:
-        score, before = score.detach(), self.reached[rows]
+        score, before = score.detach().to(self.score), self.reached[rows]
         wins = (reached & ~before) | ((reached == before) & (score > self.score[rows]))
         at = rows[wins]
         if self.progress is not None:
@@ -166,7 +166,7 @@ class Live:
 
     def answers(self, v: Tensor, of: Tensor) -> Tensor:
         """The logits of images v (m, C, H, W), (m, K), where v_i is about the image of[i], a chunk of them at a time
-        and without gradients. Cost: m forward passes of one image."""
+        and without gradients. Raises ValueError for NaN, which is no answer. Cost: m forward passes of one image."""
         z = []
         with torch.no_grad():
             for part, about in zip(v.split(chunk_size(v)), of.split(chunk_size(v)), strict=True):
@@ -174,7 +174,11 @@ class Live:
                 self.found.asked.index_add_(0, rows, torch.ones_like(rows))
                 with asking(self.model, rows):
                     z.append(self.model(laid_out(part)))
-        return torch.cat(z)
+        answers = torch.cat(z)
+        if bool(answers.isnan().any()):
+            raise ValueError(f"the model returned NaN for {int(answers.isnan().any(1).sum())} of {len(v)} images that "
+                             "an attack asked about: check its weights and its input range")
+        return answers
 
     @property
     def asked(self) -> Tensor:

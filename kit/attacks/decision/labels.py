@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kit.core import Goal, Live, Progress, ball, chunk_size, normal, uniform
 from kit.core.balls import column
+from kit.core.checks import check_start
 from kit.core.seeding import Source
 
 GRAINS, WEIGHTS = (1, 2, 4, 8), (1.0, 0.75, 0.5, 0.25)  # of noise, in turn: many networks give all fine noise one label
@@ -36,14 +37,13 @@ def begin(
     """The images that have a start, `v` (n, C, H, W), at the distance `size` (n,); and all of them, for `settled`.
 
     Asked about are x, then the `start` images of each, nearest first, or blends of x and noise, until one reaches the
-    goal. Raises ValueError for a target without `start`, and for starts of another shape.
+    goal. Raises ValueError for a target without `start`, and ValueError or TypeError for starts that are no images.
     """
     if goal.target is not None and start is None:
         raise ValueError("a targeted attack on labels begins from images of the target class: give start=, one for "
                          "each image, (N, C, H, W)")
-    if start is not None and (start.dim() not in (4, 5) or start.shape[-3:] != x.shape[1:]):
-        raise ValueError(f"start must have the images' shape, (N, C, H, W) or (N, S, C, H, W), not "
-                         f"{tuple(start.shape)}")
+    if start is not None:
+        check_start(start, x, several=True)
     live = Live(model, x, goal, draws, trace)
     live.most, live.norm = max_queries, norm
     everyone = live.again()

@@ -112,6 +112,11 @@ def line_search(live: Live, g: Tensor) -> None:
     live.beta = torch.where(fell, live.beta, (live.beta / 10).clamp_min(LEAST_BETA))
 
 
+def check_beta(beta: float) -> None:
+    if beta <= 0:
+        raise ValueError(f"beta, by how much a direction is turned, must be more than 0, not {beta}")
+
+
 def descend(live: Live, beta: float, gradient: Callable[[Live], Tensor]) -> None:
     """Turn θ down the estimated gradient until the budget is used."""
     live.alpha, live.beta = torch.full_like(live.size, ALPHA[0]), torch.full_like(live.size, beta)
@@ -138,6 +143,7 @@ def opt_attack(
     Source: Cheng et al., Query-efficient hard-label black-box attack, ICLR 2019, algorithms 1 and 2. There β = 0.001,
     for which a difference of two distances is near what float32 images can hold.
     """
+    check_beta(beta)
     live, everyone = begin(model, x, Goal(y, target), generator, trace, start, tries, max_queries)
     aim(live, start, candidates)
 
@@ -166,6 +172,7 @@ def sign_opt(
     Cost: q + 20 or so forward passes an iteration, `max_queries` at most.
     Source: Cheng et al., Sign-OPT, ICLR 2020, algorithm 1.
     """
+    check_beta(beta)
     live, everyone = begin(model, x, Goal(y, target), generator, trace, start, tries, max_queries)
     aim(live, start, candidates)
 

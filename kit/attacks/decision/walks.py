@@ -37,6 +37,8 @@ def hopskipjump(
     """
     if norm not in ("l2", "linf"):
         raise ValueError(f"norm must be 'l2' or 'linf', not {norm!r}")
+    if gamma <= 0:
+        raise ValueError(f"gamma must be more than 0, not {gamma}")
     live, everyone = begin(model, x, Goal(y, target), generator, trace, start, tries, max_queries, norm)
     d = x[0].numel()
     theta = min(0.1, gamma * d**-1.5)
@@ -92,6 +94,9 @@ def boundary(
     Source: Brendel, Rauber and Bethge, Decision-based adversarial attacks, ICLR 2018, section 2; the shares as in their
     code, which looks at them after 100 and 30 answers.
     """
+    if not (0 < around <= 1 and 0 < towards < 1):
+        raise ValueError(f"around must be more than 0 and at most 1, and towards more than 0 and less than 1, not "
+                         f"{around} and {towards}")
     live, everyone = begin(model, x, Goal(y, target), generator, trace, start, tries, max_queries)
     live.v = to_boundary(live, live.v, 1e-3)
     live.around, live.towards = (torch.full_like(live.size, s) for s in (around, towards))

@@ -155,6 +155,36 @@ def test_a_classifier_of_another_library_and_a_service(linear, attack):
         assert fooled(service.remote(), remote, y[:6]).all()
 
 
+@every
+def test_a_start_that_is_no_image_and_steps_of_no_length_are_refused(linear, attack):
+    model, x, y = linear
+    few = {"model": model, "x": x[:4], "y": y[:4], "max_queries": 2}
+    for start, said in ((255 * x[:4], "divide them by 255"), (x[:4] / 0, "start"), ((255 * x[:4]).byte(), "/ 255")):
+        with pytest.raises((ValueError, TypeError), match=said):
+            attack(start=start, **few)
+    with pytest.raises(TypeError, match="start must be a torch tensor, not list"):
+        attack(start=x[:4].tolist(), **few)
+    wrong = {"boundary": ({"around": -1.0}, {"around": float("nan")}, {"towards": 0.0}, {"towards": 1.0}),
+             "hopskipjump": ({"gamma": 0.0}, {"gamma": -1.0}),
+             "opt_attack": ({"beta": 0.0},),
+             "sign_opt": ({"beta": 0.0},)}
+    for setting in wrong[attack.__name__]:
+        with pytest.raises(ValueError, match=f"{next(iter(setting))}.* more than 0"):
+            attack(**few, **setting)
+
+
+@every
+def test_nan_is_no_label(linear, attack):
+    model, x, y = linear
+
+    def breaks(v):  # away from the images the model overflows
+        z = model(v)
+        return torch.where(((v - 0.5).abs() > 0.06).flatten(1).any(1, keepdim=True), torch.nan, z)
+
+    with pytest.raises(ValueError, match="the model returned NaN for 40 of 40 images that an attack asked about"):
+        attack(breaks, x, y, max_queries=50)
+
+
 def at_the_plane(plane, n=4):
     """`Live` images whose v lies on the plane, with the normal towards what is wrong."""
     model, x, y, normal = plane
