@@ -8,6 +8,7 @@ Logits differ as the logarithms of probabilities do, which these papers use.
 """
 from collections.abc import Sequence
 from itertools import count
+from numbers import Integral
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from kit.attacks.minimal.penalty import squared, to_w, to_x
 from kit.attacks.scores.directions import estimate, follow
 from kit.core import Goal, Live, Progress, per_image, uniform
+from kit.core.checks import check_fits
+from kit.core.passes import borrowed
 
 BETAS, TINY = (0.9, 0.999), 1e-8  # Adam's
 LEAST_CURVATURE = 0.1  # ZOO's Newton steps divide by no less; where the curvature is negative, by 1
@@ -46,7 +49,7 @@ def losses(live: Live, x_adv: Tensor, of: Tensor, kappa: float) -> tuple[Tensor,
     """The objective at x'_i, an image of[i]; ‖x'_i − x‖₂²; and whether it reaches the goal. Cost: one query each."""
     z, goal = live.answers(x_adv, of), live.goal[of]
     size = squared(x_adv - live.x[of])
-    return size + live.c[of] * (kappa - goal.lead(z)).clamp_min(0), size, goal.reached(z, kappa)
+    return size + live.c[of] * (kappa - goal.lead(z).to(size)).clamp_min(0), size, goal.reached(z, kappa)
 
 
 def at_v(live: Live, x_adv: Tensor, kappa: float) -> Tensor:
@@ -85,8 +88,9 @@ def enlarged(v: Tensor, space: tuple[int, int], x: Tensor) -> Tensor:
 def sides(side: int | None, x: Tensor) -> tuple[int, int]:
     """A map of `side` rows, and of columns as the image has them; of the image's own size where side is None."""
     h, w = x.shape[2:]
-    if side is not None and not 1 <= side <= h:
-        raise ValueError(f"the side of the attack space must be from 1 to the image's {h} rows, not {side}")
+    if side is not None and not (isinstance(side, Integral) and 1 <= side <= h):
+        raise ValueError(f"the side of the attack space must be a whole number from 1 to the image's {h} "
+                         f"rows, not {side!r}")
     return (h, w) if side is None else (side, max(1, round(side * w / h)))
 
 
@@ -207,7 +211,8 @@ def autozoom(
 
     space   the side of a map v that is enlarged bilinearly (AutoZOOM-BiLIN; None: half the image's), or a decoder: a
             module from codes (n, *decoder.shape) to images, as `kit.models.load("autozoom/digits").decoder` is
-            (AutoZOOM-AE). The change is decoder(v) − decoder(0), and so begins at x; in the authors' code it does not.
+            (AutoZOOM-AE), in evaluation mode. The change is decoder(v) − decoder(0), and so begins at x; in the
+            authors' code it does not.
     c       is changed after every `switch` iterations (`reweigh`); Adam begins anew then and at the first success.
     Returned is the nearest adversarial v that was asked about, not counting the probes around it.
     Cost: 2 forward passes an iteration, q + 1 after the first success, `max_queries` at most.
@@ -232,7 +237,8 @@ def autozoom(
     def rule(g):
         return live.v - adam_step(live, g, everywhere.expand_as(live.v), lr)
 
-    return follow(live, ask, lambda: estimate(live, f, "sphere", q, h, live.value), rule, max_queries)
+    with borrowed(cast(Any, space), x):
+        return follow(live, ask, lambda: estimate(live, f, "sphere", q, h, live.value), rule, max_queries)
 
 
 def _space(space: int | nn.Module | None, x: Tensor) -> tuple[Any, int]:
@@ -240,8 +246,11 @@ def _space(space: int | nn.Module | None, x: Tensor) -> tuple[Any, int]:
     if not isinstance(space, nn.Module):
         size = sides(max(1, x.shape[2] // 2) if space is None else space, x)
         return lambda v: enlarged(v, size, x), x.shape[1] * size[0] * size[1]
+    if not hasattr(space, "shape"):
+        raise TypeError("a decoder must say in `shape` what its codes are like, without the batch axis: set it")
+    check_fits(space, x)
     shape: tuple[int, ...] = tuple(cast(Any, space.shape))
-    with torch.no_grad():
+    with borrowed(space, x), torch.no_grad():
         still = space(x.new_zeros(1, *shape))
     if still.shape[1:] != x.shape[1:]:
         raise ValueError(f"the decoder makes images of {tuple(still.shape[1:])}, and these are {tuple(x.shape[1:])}")

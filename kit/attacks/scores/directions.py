@@ -47,7 +47,7 @@ def random_gradient(f: Objective, v: Tensor, u: Tensor, many: Tensor, h: float, 
         slope = (up - down) / (2 * h)
     else:
         slope = (f(v[of] + h * along, of) - value[of]) / h
-    return torch.zeros_like(v).index_add_(0, of, column(slope, along) * along)
+    return torch.zeros_like(v).index_add_(0, of, column(slope.to(v), along) * along)
 
 
 def estimate(live: Live, f: Objective, kind: str, q: int, h: float, value: Tensor | None = None) -> Tensor:

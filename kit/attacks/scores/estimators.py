@@ -7,6 +7,8 @@ The first climb ℓ; the last three descend ZOO's ‖x' − x‖₂² + c · max
 Points outside the box are asked about as the box cuts them off: at its edge a slope counts by half.
 Cost: one query an iteration for v itself, and one for each direction, or two where both its sides are asked about.
 """
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import count
 from typing import Any
 
@@ -17,7 +19,9 @@ from kit.attacks.scores.descent import begin, penalised
 from kit.attacks.scores.directions import estimate, follow
 from kit.core import Goal, Live, Progress, ball, margin, per_image
 from kit.core.balls import column
+from kit.core.checks import check_start
 from kit.core.goal import Loss
+from kit.core.model import asking
 
 TINY = 1e-7  # of ZO-AdaMM: what its v̂ begins with, in the authors' code
 ENOUGH, SHRINK, LEAST_SHRINK = 0.2, 0.1, 2e-3  # of partial information: labsix's adv_thresh, delta_epsilon and its end
@@ -30,11 +34,11 @@ def climbing(live: Live, eps: float | Tensor, q: int, loss: Loss) -> tuple[Any, 
     live.q, live.price = torch.full_like(live.rows, q), torch.full_like(live.rows, 2)
 
     def f(v, of):
-        return live.goal[of].gain(live.answers(v.clamp(0, 1), of), loss)
+        return live.goal[of].gain(live.answers(v.clamp(0, 1), of), loss).to(v)
 
     def ask():
         z = live.answers(live.v, torch.arange(len(live), device=live.v.device))
-        value, reached = live.goal.gain(z, loss), live.goal.reached(z)
+        value, reached = live.goal.gain(z, loss).to(live.v), live.goal.reached(z)
         live.best(live.v, value, reached)
         return value, reached
 
@@ -60,6 +64,8 @@ def nes(
     Source: Ilyas et al., Black-box adversarial attacks with limited queries and information, ICML 2018, sections 2.2
     and 2.3, algorithm 2; constants of their code. There ℓ is the cross-entropy.
     """
+    if top is None and start is not None:
+        raise ValueError("start= is where partial information begins: give top=, how many classes the model tells")
     live = Live(model if top is None else Top(model, top), x, Goal(y, target), generator, trace)
     f, ask = climbing(live, eps, q, loss)
     live.m, live.step, live.radius = torch.zeros_like(x), torch.zeros_like(live.eps) + step, live.eps
@@ -82,7 +88,7 @@ def _shrinking(live: Live, top: int, start: Tensor | None, norm: str, loss: Loss
     """ask() of partial information: v is taken, or the last that was, and live.radius is that of the next ball."""
     if live.goal.target is None or start is None:
         raise ValueError("top= needs target=, the class to reach, and start=, images (N, C, H, W) that it labels so")
-    each = torch.arange(len(live), device=start.device)
+    start, each = check_start(start, live.x), torch.arange(len(live), device=live.x.device)
     done = live.goal.reached(live.answers(live.x, each))
     live.v = live.kept = start.expand_as(live.x)
     live.radius = live.held = ball(norm, 1).norm(live.v - live.x).maximum(live.eps)
@@ -96,7 +102,7 @@ def _shrinking(live: Live, top: int, start: Tensor | None, norm: str, loss: Loss
         if bool((live.first & ~seen).any()):
             raise ValueError(f"start= must show its target: {int((~seen).sum())} of these {len(seen)} images do not "
                              f"have it among their top {top}")
-        value = live.goal.gain(z, loss)
+        value = live.goal.gain(z, loss).to(live.v)
         live.value = value if "value" not in vars(live) else torch.where(seen, value, live.value)
         live.kept = torch.where(column(seen, live.v), live.v, live.kept)
         live.v, live.first = live.kept, torch.zeros_like(live.first)
@@ -119,6 +125,9 @@ class Top(nn.Module):
     def __init__(self, model: nn.Module, k: int):
         super().__init__()
         self.model, self.k = model, k
+
+    def on(self, indices: Tensor) -> AbstractContextManager:
+        return asking(self.model, indices)
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.model(x).log_softmax(1)
@@ -192,6 +201,8 @@ def zo_admm(
     Source: Zhao et al., On the design of black-box adversarial examples by leveraging gradient-free optimization and
     operator splitting method, ICCV 2019, section 4; ρ, γ and α of their MNIST settings.
     """
+    if alpha < 0:
+        raise ValueError(f"alpha must be at least 0, not {alpha}")
     live = Live(model, x, Goal(y, target), generator, trace)
     f, at = climbing(live, eps, q, loss)
     live.z, live.s, steps = torch.zeros_like(x), torch.zeros_like(x), count(1)
@@ -255,6 +266,8 @@ def zo_adamm(
     Cost: q + 1 forward passes an iteration, `max_queries` at most.
     Source: Chen et al., ZO-AdaMM, NeurIPS 2019, algorithm 1.
     """
+    if not (isinstance(betas, Sequence) and len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
+        raise ValueError(f"betas must be two numbers, each at least 0 and less than 1, not {betas!r}")
     live = Live(model, x, Goal(y, target), generator, trace)
     (f, ask), steps = nearing(live, q, c, box, kappa, switch, max_queries), count()
 
@@ -282,6 +295,7 @@ def zo_svrg(
 
     The paper's sum, and its batches, are over images that share one change; here each image has its own, and the
     sum is over directions. ĝ(v) − ĝ(v₀) is the estimate of the gradient of f(v) − f(v + v₀ − v): 2 queries a direction.
+    Where c changes, and f with it, v₀ and ĝ₀ are taken anew.
     Cost: many + 1 forward passes, then `inner` − 1 times 2 q + 1, and so on; `max_queries` at most.
     Source: Liu et al., Zeroth-order stochastic variance reduction for nonconvex optimization, NeurIPS 2018,
     algorithm 2, ZO-SVRG-Ave.
@@ -292,7 +306,7 @@ def zo_svrg(
 
     def ask():
         nonlocal full
-        full = next(steps) % inner == 0
+        full = next(steps) % switch % inner == 0
         live.q, live.price = (torch.full_like(live.q, n) for n in ((many, 1) if full else (q, 2)))
         return at()
 

@@ -191,6 +191,32 @@ def test_a_decoder_is_an_attack_space_and_begins_at_x():
                  space=Decoder())
 
 
+def test_a_decoder_is_used_in_evaluation_mode_and_left_as_it_was(case):
+    model, x, y, *_ = case
+
+    class Decoder(nn.Module):
+        shape = (5,)
+
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(5, x[0].numel()), nn.BatchNorm1d(x[0].numel()), nn.Dropout(0.5))
+
+        def forward(self, v):
+            return self.layers(v).view(-1, *x.shape[1:])
+
+    decoder = Decoder().to(x.dtype)
+    found = autozoom(model, x, y, space=decoder, max_queries=40)
+    assert decoder.training
+    assert decoder.layers[1].num_batches_tracked == 0
+    assert torch.equal(found, autozoom(model, x, y, space=decoder.eval(), max_queries=40))
+    with pytest.raises(TypeError, match="the images are torch.float64 and the model torch.float32"):
+        autozoom(model, x, y, space=Decoder(), max_queries=40)
+    with pytest.raises(TypeError, match="a decoder must say in `shape`"):
+        autozoom(model, x, y, space=nn.Linear(5, 5).double(), max_queries=40)
+    with pytest.raises(ValueError, match="whole number from 1 to"):
+        autozoom(model, x, y, space=2.5, max_queries=40)
+
+
 def test_the_shipped_autoencoder_knows_digits_and_its_codes_are_an_attack_space():
     autoencoder, model = kit.models.load("autozoom/digits"), kit.models.load("digits/mlp")
     data = kit.data.load("digits", "test", n=40)

@@ -169,6 +169,48 @@ def test_svrg_at_its_snapshot_is_the_snapshot(case, monkeypatch):
     assert (counter.counts == 56).all()
 
 
+def test_svrg_takes_a_new_snapshot_where_the_weight_changes(case, monkeypatch):
+    """c changes after 6 steps, in the midst of 4 inner ones: with v₀ where v is, ĝ stays ĝ₀, of the new objective."""
+    model, x, y, _ = case
+    seen = []
+    follow = estimators.follow
+
+    def watched(live, ask, gradient, rule, max_queries):
+        def still(g):
+            seen.append(g.clone())
+            return live.v
+
+        return follow(live, ask, gradient, still, max_queries)
+
+    monkeypatch.setattr(estimators, "follow", watched)
+    zo_svrg(model, x, y, inner=4, switch=6, many=20, q=5, c=100.0, max_queries=180)
+    assert len(seen) >= 10
+    assert torch.equal(seen[4], seen[5])
+    assert not torch.allclose(seen[5], seen[6])
+    assert all(torch.equal(seen[6], g) for g in seen[7:10])
+
+
+@pytest.mark.parametrize("name", [*BOUNDED, *NEAREST])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_answers_may_be_of_another_dtype_than_the_images(name, dtype):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3, bias=False))
+    model[1].weight.data = torch.randn(3, 12, generator=generator(2))
+    x = torch.rand(4, 1, 3, 4, generator=generator(1))
+    y = logits(model, x).argmax(1)
+    settings = {"eps": 0.9, **BOUNDED[name]} if name in BOUNDED else {"c": 10.0, "lr": 0.1}
+    x_adv = attack(name)(lambda v: model(v).to(dtype), x, y, max_queries=400, h=0.05, **settings)
+    assert x_adv.dtype == torch.float32
+    assert fooled(model, x_adv, y).any()
+
+
+@pytest.mark.parametrize(("name", "setting"), [
+    ("zo_admm", {"alpha": -1.0}), ("zo_adamm", {"betas": (1.0, 0.3)}), ("zo_adamm", {"betas": 0.9})])
+def test_settings_under_which_nothing_descends_are_refused(case, name, setting):
+    model, x, y, _ = case
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} must be"):
+        attack(name)(model, x, y, max_queries=10, **({"eps": 0.1} if name in BOUNDED else {}), **setting)
+
+
 # --- partial information --------------------------------------------------------------------------------------------
 
 def test_the_top_classes_are_told_and_the_others_share_the_rest():
@@ -202,6 +244,17 @@ def test_from_an_image_of_the_target_class_the_ball_shrinks_to_eps(case, top):
         assert (counter.counts <= budget).all()
 
 
+def test_partial_information_is_counted_image_by_image_when_some_are_done(case):
+    model, x, y, _ = case
+    target = (y + 1) % 5
+    other = torch.rand(x.shape, generator=generator(9), dtype=x.dtype)
+    other = bim(model.inner, other, y, eps=1.0, step=0.05, steps=20, target=target)
+    counter, trace = QueryCounter(model, len(x)), Progress(x)
+    nes(counter, x, y, eps=0.45, target=target, start=other, top=2, step=0.05, max_queries=2000, trace=trace)
+    assert len(trace.first.unique()) > 1
+    assert torch.equal(counter.counts.to(trace.first), trace.first)
+
+
 def test_partial_information_says_what_it_needs(case):
     model, x, y, _ = case
     target = (y + 1) % 5
@@ -211,6 +264,12 @@ def test_partial_information_says_what_it_needs(case):
         nes(model, x, y, eps=0.3, top=1, target=target)
     with pytest.raises(ValueError, match="do not have it among their top 1"):
         nes(model, x, y, eps=0.3, top=1, target=target, start=x)
+    with pytest.raises(ValueError, match="start= is where partial information begins: give top="):
+        nes(model, x, y, eps=0.3, target=target, start=x)
+    with pytest.raises(ValueError, match=r"start must have the images' shape, \(N, C, H, W\)"):
+        nes(model, x, y, eps=0.3, top=1, target=target, start=x[:, :, :2])
+    with pytest.raises(ValueError, match="divide them by 255"):
+        nes(model, x, y, eps=0.3, top=1, target=target, start=255 * x)
     for name in ("q", "h"):
         with pytest.raises(ValueError, match=f"{name} must be"):
             nes(model, x, y, eps=0.3, **{name: 0})
