@@ -17,6 +17,7 @@ def random_perturbation(
     settings = check_settings({"eps": eps, "generator": generator}, x)
     draws = generator if isinstance(generator, Draws) else Draws(len(x), generator)
     within = ball(norm, settings["eps"])
+    x = x.detach()
     return within.project(within.step(x, normal(x, draws), settings["eps"]), x)
 
 
@@ -35,7 +36,8 @@ def difference_of_means(
         check_images(these)
     if images.shape[1:] != x.shape[1:]:
         raise ValueError(f"images must be like x, {tuple(x.shape[1:])}, not {tuple(images.shape[1:])}")
-    classes = int(max(t.max() for t in (y, labels, target) if t is not None)) + 1
+    x, images = x.detach(), images.detach()
+    classes = 1 + max((int(t.max()) for t in (y, labels, target) if isinstance(t, Tensor) and len(t)), default=0)
     check_labels(y, x, classes)
     check_labels(labels, images, classes, "labels")
     counts = labels.bincount(minlength=classes)

@@ -67,3 +67,15 @@ def test_mistakes_are_said(classes):
         difference_of_means(x, y, images[:, :, :2], labels, eps=0.1)
     with pytest.raises(ValueError, match=r"labels must have the shape \(60,\)"):
         difference_of_means(x, y, images, labels[:5], eps=0.1)
+
+
+def test_labels_that_are_no_tensor_are_refused_and_no_graph_is_kept(classes):
+    _, _, images, labels = classes
+    for y, of, said in ((labels.tolist(), labels, "y must be"), (labels, labels.tolist(), "labels must be")):
+        with pytest.raises(TypeError, match=f"{said} a torch tensor of class numbers"):
+            difference_of_means(images.clamp(0, 1), y, images.clamp(0, 1), of, eps=0.1)
+    with pytest.raises(TypeError, match="target must be a torch tensor"):
+        difference_of_means(images.clamp(0, 1), labels, images.clamp(0, 1), labels, eps=0.1, target=2)
+    x = images.clamp(0, 1).clone().requires_grad_()
+    assert not random_perturbation(x, eps=0.1).requires_grad
+    assert not difference_of_means(x, labels, images.clamp(0, 1), labels, eps=0.1).requires_grad
