@@ -11,7 +11,9 @@ The lecture's argmax Φ(m ⊗ x) over the masks of area(m) = a is that program.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +22,13 @@ from torch import Tensor, nn
 from kit.core import Trace, check_images, laid_out, logits, per_image
 from kit.core.loop import Memory, Rule
 from kit.explain.gradient import score
-from kit.explain.mask import checked_cell, climb, gaussian_blur
+from kit.explain.mask import climb, gaussian_blur, pixels
 
 # TorchRay's, on 224 × 224 pixels: nodes every 7 pixels, σ = 21 and 20, 8 blurs, 800 steps.
 SIDE, CELL, SIGMA, BLUR, LEVELS = 224, 7, 21, 20, 8
 COLDNESS, MOMENTUM = 20.0, 0.9
 EQUAL = 1e-5  # pixels of a mask that are no farther apart count as equal
+LARGEST = 60.0  # of ln(growth^steps), in single precision
 VARIANTS = ("preserve", "delete", "both")
 
 
@@ -58,18 +61,22 @@ def extremal(
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {VARIANTS}, not {variant!r}")
-    areas = torch.as_tensor(area, dtype=x.dtype, device=x.device).expand(len(x))
-    if not bool(((areas > 0) & (areas < 1)).all()):
-        raise ValueError(f"area must lie between 0 and 1, a share of the image, not {area}")
-    cell = checked_cell(round(_scaled(CELL, x, 2)) if cell is None else cell, x)
+    if sigma is not None and sigma <= 0:
+        raise ValueError(f"sigma must be more than 0 pixels, not {sigma}")
+    if steps * math.log(growth) > LARGEST:
+        raise ValueError(f"growth={growth} makes the price of the area overflow in {steps} steps: lower one of them")
+    areas = _checked_areas(area, x)
+    side = min(x.shape[2:])
+    cell = pixels("cell", min(side, round(_scaled(CELL, x, 2))) if cell is None else cell, 1, side)
     cover = SmoothMax(x, cell, _scaled(SIGMA, x, 4) if sigma is None else sigma, spill, create_graph)
     pyramid = blurs(x, reference, blur)
     if target is None:
         with torch.no_grad():
             target = model(x).argmax(1)
     wanted = target
-    pixels = math.prod(cover.counted)
-    r = (torch.arange(pixels, device=x.device) >= (pixels * (1 - areas.double())).long()[:, None]).to(x.dtype)
+    count = math.prod(cover.counted)
+    left_out = (count * (1 - areas) + 0.01).long()  # rounding must not cost a pixel
+    r = (torch.arange(count, device=x.device) >= left_out[:, None]).to(x.dtype)
 
     def objective(m: Tensor, k: int) -> Tensor:
         M, everywhere = cover(m)
@@ -94,6 +101,10 @@ def extremal_curve(
     `extremal`. Cost: that of `extremal` for each area, and a forward pass.
     """
     check_images(x)
+    if not isinstance(areas, Iterable) or len(areas) == 0:
+        raise ValueError(f"areas must be several shares of the image, such as (0.05, 0.1), not {areas!r}")
+    if "area" in options:
+        raise TypeError("extremal_curve takes areas=(0.05, 0.1), several of them, and no area")
     wanted = logits(model, x).argmax(1) if target is None else target
     masks = [extremal(model, x, wanted, area=area, **options) for area in areas]
     look = {name: options[name] for name in ("reference", "blur") if name in options}
@@ -103,7 +114,26 @@ def extremal_curve(
 
 def perturbed(x: Tensor, M: Tensor, reference: str = "blur", blur: float | None = None) -> Tensor:
     """The images x (N, C, H, W) where M (N, H, W) is 1, blurred or faded where it is 0: what `extremal` shows."""
+    check_images(x)
+    if M.dim() != 3 or len(M) not in (1, len(x)) or M.shape[1:] != x.shape[2:]:
+        raise ValueError(f"M must be masks {(len(x), *x.shape[2:])}, one for each image, not {tuple(M.shape)}")
+    M = M.expand(len(x), -1, -1).to(x)
+    if not bool(((M >= 0) & (M <= 1)).all()):
+        raise ValueError("M must lie in [0, 1]")
     return at_level(blurs(x, reference, blur), M)
+
+
+def _checked_areas(area: Any, x: Tensor) -> Tensor:
+    """The areas of the images (N,), in double precision. Raises ValueError or TypeError."""
+    if isinstance(area, bool) or not isinstance(area, Real | Tensor):
+        raise TypeError("area must be a number, or a tensor of one for each image, such as torch.tensor([0.1, 0.2]), "
+                        f"not a {type(area).__name__}")
+    areas = torch.as_tensor(area, dtype=torch.float64, device=x.device)
+    if areas.shape not in ((), (1,), (len(x),)):
+        raise ValueError(f"area must be a number, or a tensor (N,) of one for each image, not {tuple(areas.shape)}")
+    if not bool(((areas > 0) & (areas < 1)).all()):
+        raise ValueError(f"area must lie between 0 and 1, a share of the image, not {area}")
+    return areas.expand(len(x))
 
 
 def blurs(x: Tensor, reference: str, strongest: float | None) -> Tensor:
@@ -129,7 +159,10 @@ def missed_area(M: Tensor, r: Tensor) -> Tensor:
     r of its equals as its aim, and a constant makes up for the difference. At m = 1 all of them are equal."""
     ordered = M.flatten(1).sort(1).values
     with torch.no_grad():
-        group = F.pad((ordered.diff(dim=1) > EQUAL).long().cumsum(1), (1, 0))
+        new = F.pad(ordered.diff(dim=1) > EQUAL, (1, 0), value=True)
+        first = ordered.where(new, 0).cummax(1).values  # in a chain of close pixels the last is not equal to the first
+        new[:, 1:] |= ((ordered - first) / EQUAL).long().diff(dim=1) != 0
+        group = new.long().cumsum(1) - 1
         size, total = (torch.zeros_like(r).scatter_add(1, group, v) for v in (torch.ones_like(r), r))
         aim = (total / size.clamp_min(1)).gather(1, group)
     return ((ordered - aim).square() + (r - aim).square()).mean(1)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,7 @@ def mask(
 
     reference    x̃: "blur" (σ = `sigma` pixels; None is 10 of 224 pixels, but at least 4), "noise" (U(0, 1), new at each
                  step), a grey level, or images (1 or N, C, H, W)
-    cell         pixels to a side of a cell; None is H/28, but at least 2
+    cell         pixels to a side of a cell; None is 1/28 of the shorter side of the image, but at least 2
     lam          λ; None is 1e-4 · 28² over the number of cells: the authors' price of the whole image
     jitter       None is 4 of 224 pixels, but at least 1
     state        a `Descent`: empty, it is filled; filled, the descent goes on from it. Without one it starts at the
@@ -67,16 +68,17 @@ def mask(
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {VARIANTS}, not {variant!r}")
     side = min(x.shape[2:])
-    cell = checked_cell(max(2, side // CELLS) if cell is None else cell, x)
+    cell = pixels("cell", min(side, max(2, side // CELLS)) if cell is None else cell, 1, side)
     grid = math.ceil(x.shape[2] / cell), math.ceil(x.shape[3] / cell)
     lam = AREA / (grid[0] * grid[1]) if lam is None else lam
-    jitter = max(1, round(JITTER * side)) if jitter is None else jitter
-    state = Descent(x) if state is None else state
+    jitter = pixels("jitter", min(side - 1, max(1, round(JITTER * side))) if jitter is None else jitter, 0, side - 1)
+    rows = _checked_state(state, x)
+    begun, (m, memory) = rows.begun, rows.read(x)
     if target is None:
         with torch.no_grad():
             target = model(x).argmax(1)
     wanted, keeps = target, variant == "preserve"
-    draws = _Draws(generator, state.begun + steps, jitter, x, reference, sigma)
+    draws = _Draws(generator, begun + steps, jitter, x, reference, sigma)
 
     def p(m: Tensor, k: int) -> Tensor:
         M, away = enlarged(m, x, cell)[:, None], draws.reference(k)
@@ -84,16 +86,16 @@ def mask(
 
     def objective(m: Tensor, k: int) -> Tensor:
         area = (m if keeps else 1 - m).sum((1, 2))
-        evidence = p(m, k + state.begun) * (1 if keeps else -1)
+        evidence = p(m, k + begun) * (1 if keeps else -1)
         return evidence - lam * area - lam_tv * total_variation(m, beta)
 
-    if state.m is not None and state.m.shape[1:] != grid:
-        raise ValueError(f"the state's masks have {tuple(state.m.shape[1:])} cells, these images {grid}")
-    if state.m is None:
+    if m is not None and m.shape[1:] != grid:
+        raise ValueError(f"the state's masks have {tuple(m.shape[1:])} cells, these images {grid}")
+    if m is None:
         with torch.no_grad():
-            state.m = _disc(lambda m: p(m, -1), grid, x, keeps)
-    m = climb(objective, state.m, adam(lr), state.memory, steps, unroll if create_graph else 0, trace)
-    state.keep(m, steps)
+            m = _disc(lambda m: p(m, -1), grid, x, keeps)
+    m = climb(objective, m, adam(lr), memory, steps, unroll if create_graph else 0, trace)
+    rows.keep(m, memory, steps)
     M = enlarged(m, x, cell).clamp(0, 1)
     return M if keeps else 1 - M
 
@@ -125,44 +127,80 @@ def _with_graph(f: Callable[[Tensor], Tensor], m: Tensor, memory: Memory) -> tup
 class Descent(PerImage):
     """Where the descent on the mask of each image of x stands: `mask(…, state=state)` fills it and goes on from it.
 
-    m (N, h, w) is the coarse mask, which may be given as a start, `first` and `second` Adam's moments, `t` (N,) the
-    steps so far; None when empty.
+    m (N, h, w) is the coarse mask, which may be given as a start, (N or 1, h, w) in [0, 1]; `first` and `second` are
+    Adam's moments, `t` (N,) the steps so far; None when empty. `state[rows]` stands for some of the images, and what
+    is done with it is done to the whole.
     """
 
     def __init__(self, x: Tensor, m: Tensor | None = None):
-        self.rows, self.whole = slice(0, len(x)), self
-        self.m: Any = None if m is None else m.detach().expand(len(x), *m.shape[1:]).clone()
-        self.first: Any = None
-        self.second: Any = None
-        self.t = torch.zeros(len(x), dtype=torch.int64)
-        self.memory: Memory = {}
+        with torch.inference_mode(False):
+            self.m: Any = None if m is None else _checked_start(m, x).expand(len(x), *m.shape[1:]).clone()
+            self.first: Any = None
+            self.second: Any = None
+            self.t = torch.zeros(len(x), dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.t)
 
-    def __getitem__(self, rows: slice) -> Descent:
-        part = Descent(self.t[rows])
-        part.rows, part.whole, part.t = rows, self, self.t[rows]
-        if self.m is not None and not bool(self.m[rows].isnan().any()):
-            part.m = self.m[rows]
-        if part.begun:
-            part.memory = {"m": self.first[rows], "u": self.second[rows], "t": torch.tensor(float(part.begun))}
-        return part
+    def __getitem__(self, rows: slice) -> _Rows:
+        return _Rows(self, torch.arange(len(self)))[rows]
+
+
+class _Rows(PerImage):
+    """Some images of a Descent, by their `places`; `mates` are the places of the call that they are a part of."""
+
+    def __init__(self, whole: Descent, places: Tensor, mates: Tensor | None = None):
+        self.whole, self.places, self.mates = whole, places, places if mates is None else mates
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, rows: slice) -> _Rows:
+        return _Rows(self.whole, self.places[rows], self.places)
 
     @property
     def begun(self) -> int:
-        """The steps so far. Raises ValueError where these images are not at the same step."""
-        if int(self.t.min()) != int(self.t.max()):
+        """The steps so far. Raises ValueError where these images, or at the start of a call all of it, differ in it."""
+        starts = torch.equal(self.places[:1], self.mates[:1])
+        t = self.whole.t[self.mates if starts else self.places]
+        if int(t.min()) != int(t.max()):
             raise ValueError("the state's images are not at the same step, since a call was stopped: start a new one")
-        return int(self.t[0])
+        return int(t[0])
 
-    def keep(self, m: Tensor, steps: int) -> None:
-        whole, rows = self.whole, self.rows
-        for name, value in (("m", m), ("first", self.memory["m"]), ("second", self.memory["u"])):
+    def read(self, x: Tensor) -> tuple[Tensor | None, Memory]:
+        """The coarse masks, None where there are none yet, and Adam's memory, in the dtype of x."""
+        m, first, second = (
+            None if value is None or bool(value[self.places].isnan().any()) else value[self.places].to(x)
+            for value in (self.whole.m, self.whole.first, self.whole.second))
+        return m, {"m": first, "u": second, "t": torch.tensor(float(self.begun))} if self.begun else {}
+
+    def keep(self, m: Tensor, memory: Memory, steps: int) -> None:
+        whole = self.whole
+        for name, value in (("m", m), ("first", memory["m"]), ("second", memory["u"])):
             if getattr(whole, name) is None:
                 setattr(whole, name, value.new_full((len(whole), *value.shape[1:]), torch.nan))
-            getattr(whole, name)[rows] = value.detach()
-        whole.t[rows] = self.t + steps
+            getattr(whole, name)[self.places] = value.detach().to(getattr(whole, name))
+        whole.t[self.places] += steps
+
+
+def _checked_state(state: Any, x: Tensor) -> _Rows:
+    if state is None:
+        return Descent(x)[:]
+    if not isinstance(state, Descent | _Rows):
+        raise TypeError(f"state must be a kit.explain.Descent(x), not a {type(state).__name__}")
+    if len(state) != len(x):
+        raise ValueError(f"the state has {len(state)} rows for {len(x)} images: make a Descent of these images")
+    return state[:] if isinstance(state, Descent) else state
+
+
+def _checked_start(m: Any, x: Tensor) -> Tensor:
+    if not isinstance(m, Tensor) or not m.is_floating_point() or m.dim() != 3 or len(m) not in (1, len(x)):
+        found = f"{m.dtype} {tuple(m.shape)}" if isinstance(m, Tensor) else type(m).__name__
+        raise ValueError(f"the masks to start from must be floats ({len(x)} or 1, h, w), one number for each cell, not "
+                         f"{found}")
+    if not bool(((m >= 0) & (m <= 1)).all()):
+        raise ValueError("the masks to start from must lie in [0, 1]")
+    return m.detach()
 
 
 class _Draws:
@@ -172,8 +210,6 @@ class _Draws:
         self, source: torch.Generator | Draws | None, steps: int, jitter: int, x: Tensor,
         reference: str | float | Tensor, sigma: float | None,
     ):
-        if not isinstance(jitter, int) or not 0 <= jitter < min(x.shape[2:]):
-            raise ValueError(f"jitter must be a whole number of pixels below {min(x.shape[2:])}, not {jitter!r}")
         common = alike(source)
         self.seed, self.jitter, self.x = int(torch.randint(2**62, (), generator=common)), jitter, x
         self.moves = torch.randint(jitter + 1, (steps, 2), generator=common).tolist()
@@ -198,16 +234,24 @@ class _Draws:
 
 def referred(x: Tensor, reference: str | float | Tensor, sigma: float | None) -> Tensor:
     """What is shown where the image is not: blurred images, a grey level, or images of one's own."""
-    if isinstance(reference, Tensor):
+    kinds = "'blur', 'noise', a grey level or images"
+    if isinstance(reference, str):
+        if reference != "blur":
+            raise ValueError(f"reference must be {kinds}, not {reference!r}")
+        return gaussian_blur(x, max(4.0, BLUR * min(x.shape[2:])) if sigma is None else sigma)
+    if isinstance(reference, Tensor) and reference.dim():
         if reference.dim() != 4 or reference.shape[1:] != x.shape[1:]:
             raise ValueError(f"the reference must be images {tuple(x.shape)} or one of them, not "
                              f"{tuple(reference.shape)}")
-        return reference.to(x)
-    if isinstance(reference, str):
-        if reference != "blur":
-            raise ValueError(f"reference must be 'blur', 'noise', a grey level or images, not {reference!r}")
-        return gaussian_blur(x, max(4.0, BLUR * min(x.shape[2:])) if sigma is None else sigma)
-    return torch.full_like(x, float(reference))
+        away = reference.to(x)
+    else:
+        try:
+            away = torch.full_like(x, float(reference))
+        except TypeError:
+            raise TypeError(f"reference must be {kinds}, not {reference!r}") from None
+    if not bool(((away >= -1e-6) & (away <= 1 + 1e-6)).all()):
+        raise ValueError("the reference must lie in [0, 1], as the images do")
+    return away
 
 
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
@@ -235,11 +279,15 @@ def total_variation(m: Tensor, beta: float) -> Tensor:
     return (down.square() + across.square() + 1e-12).pow(beta / 2).sum((1, 2))
 
 
-def checked_cell(cell: int, x: Tensor) -> int:
-    """The side of a cell, in pixels. Raises ValueError for one that is no whole number, or larger than the image."""
-    if not isinstance(cell, int) or not 1 <= cell <= min(x.shape[2:]):
-        raise ValueError(f"cell must be a whole number of pixels from 1 to {min(x.shape[2:])}, not {cell!r}")
-    return cell
+def pixels(name: str, value: Any, least: int, most: int) -> int:
+    """The value as an int. Raises ValueError for what is no whole number of pixels within the image."""
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number <= most:
+        raise ValueError(f"{name} must be a whole number of pixels from {least} to {most}, not {value!r}")
+    return number
 
 
 def _disc(p: Callable[[Tensor], Tensor], grid: tuple[int, int], x: Tensor, keeps: bool) -> Tensor:

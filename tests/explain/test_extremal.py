@@ -1,6 +1,8 @@
 """Extremal perturbations against TorchRay's energy written out, and against regions that are known."""
 import math
+import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -204,6 +206,62 @@ def test_mistakes_get_one_sentence():
     ]:
         with pytest.raises(ValueError, match=words):
             extremal(model, x, steps=2, **options)
+    for options, words in [({"sigma": 0.0}, "sigma must be more than 0"), ({"growth": 1e40}, "overflow"),
+                           ({"area": torch.rand(2, 1)}, "area must be")]:
+        with pytest.raises(ValueError, match=words):
+            extremal(model, x, steps=2, **options)
+    for area in ([0.1, 0.2], "0.1", None, True):
+        with pytest.raises(TypeError, match="area must be a number, or a tensor"):
+            extremal(model, x, steps=2, area=area)
+    for areas in ((), 0.1):
+        with pytest.raises(ValueError, match="areas must be several"):
+            extremal_curve(model, x, areas=areas, steps=2)
+    with pytest.raises(TypeError, match="and no area"):
+        extremal_curve(model, x, area=0.1, steps=2)
+    for M, words in [(torch.ones(2, 16, 16), "M must be masks"), (torch.ones(2, 1, 32, 32), "M must be masks"),
+                     (torch.ones(3, 32, 32), "M must be masks"), (torch.full((2, 32, 32), 1.5), "M must lie"),
+                     (torch.full((2, 32, 32), -0.5), "M must lie"), (torch.full((2, 32, 32), math.nan), "M must lie")]:
+        with pytest.raises(ValueError, match=words):
+            perturbed(x, M)
+    with pytest.raises(TypeError, match="images must be floats"):
+        perturbed(x.byte(), torch.ones(2, 32, 32))
+    assert torch.equal(perturbed(x, torch.full((1, 32, 32), 0.3)), perturbed(x, torch.full((2, 32, 32), 0.3)))
+    assert torch.equal(perturbed(x, torch.ones(2, 32, 32).bool()), x)
+
+
+@pytest.mark.parametrize("area", [0.1, 0.2, 0.3, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_area_is_a_share_of_the_pixels_to_the_pixel(area, dtype, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys.modules[SmoothMax.__module__], "missed_area",
+                        lambda M, r: seen.append(r.sum(1)) or missed_area(M, r))
+    model, x = Region(discs(10, (5, 5), (2, 2), radius=2)), torch.rand(2, 1, 10, 10, generator=generator(1)).to(dtype)
+    for given in (area, np.float32(area), torch.tensor(area), torch.tensor([area, 0.5])):
+        extremal(model, x, area=given, steps=1)
+        assert seen[-1][0].item() == round(100 * area)
+    assert seen[-1][1].item() == 50
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (9, 2)])
+def test_images_of_a_few_pixels(size):
+    class Mean(nn.Module):
+        def forward(self, x):
+            return torch.stack([4 * x.mean((1, 2, 3)), torch.ones(len(x))], 1)
+
+    R = extremal(Mean(), torch.ones(2, 3, *size), torch.tensor([0, 0]), area=0.5, reference="fade", steps=60, lr=0.05,
+                 lam=0.5, growth=1.0, flip=False)
+    assert R.shape == (2, *size)
+    assert 0.9 < float(R.min()) <= float(R.max()) <= 1  # the class is worth more than the area
+
+
+def test_close_pixels_are_not_all_equal_because_there_are_many():
+    """In a ramp of very many pixels each is next to one that is nearly equal; the two ends are not."""
+    M = torch.linspace(0.2, 0.8, 200_000).view(1, 400, 500).requires_grad_()
+    r = (torch.arange(200_000) >= 150_000).float()[None]
+    (g,) = torch.autograd.grad(missed_area(M, r).sum(), M)
+    exact = 2 * (M.detach().flatten() - r[0]) / 200_000
+    assert ((g.flatten() - exact).abs() > 1e-8).float().mean() < 1e-3
+    assert missed_area(M, r).item() == pytest.approx(((M.flatten() - r[0]).square().mean()).item(), rel=1e-5)
 
 
 def test_equal_pixels_share_the_area_and_the_value_is_the_formula():

@@ -1,6 +1,7 @@
 """MASK against its objective written out, against truth that is known, and against its own derivative."""
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -180,6 +181,61 @@ def test_a_call_goes_on_where_another_stood(bright):
         mask(model, x, target, steps=1, state=parts, **options)
 
 
+def test_the_rows_of_a_state_are_a_part_of_the_whole(bright):
+    model, x = bright
+    target, options = torch.tensor([0, 1]), {"reference": "noise", "cell": 3}
+    whole, state = Descent(x), Descent(x)
+    R = mask(model, x, target, steps=9, state=whole, **options)
+    for steps in (4, 5):
+        alone = mask(model, x[1:], target[1:], steps=steps, state=state[1:], **options)
+    assert state.t.tolist() == [0, 9]
+    assert torch.allclose(alone, R[1:], atol=1e-5)
+    mask(model, x[:1], target[:1], steps=9, state=state[:1], **options)
+    assert torch.allclose(state.m, whole.m, atol=1e-5)
+    assert torch.allclose(state.first, whole.first, atol=1e-5)
+    with torch.inference_mode():
+        kept = Descent(x, torch.ones(1, 8, 8))
+        mask(model, x, target, steps=2, state=kept, **options)
+        mask(model, x, target, steps=1, state=kept, **options)
+    assert kept.t.tolist() == [3, 3]
+
+
+def test_a_call_that_was_stopped_between_chunks_is_not_gone_on_with(monkeypatch):
+    model = Reads()
+    x = torch.rand(3, 1, 24, 24, generator=generator(0))
+    monkeypatch.setattr("kit.core.passes.chunk_size", lambda x: 2)
+    state, calls, forward = Descent(x), [], Reads.forward
+
+    def stops(self, v):
+        calls.append(len(v))
+        if len(v) == 1 and calls.count(1) == 8:  # in the chunk of the last image
+            raise KeyboardInterrupt
+        return forward(self, v)
+
+    monkeypatch.setattr(Reads, "forward", stops)
+    with pytest.raises(KeyboardInterrupt):
+        mask(model, x, steps=3, state=state)
+    assert state.t.tolist() == [3, 3, 0]
+    with pytest.raises(ValueError, match="not at the same step"):
+        mask(model, x, steps=3, state=state)
+    mask(model, x[2:], steps=3, state=state[2:])
+    R = mask(model, x, steps=3, state=state)
+    assert state.t.tolist() == [6, 6, 6]
+    assert torch.allclose(R, mask(model, x, steps=6), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (9, 2)])
+def test_images_of_a_few_pixels(size):
+    class Mean(nn.Module):
+        def forward(self, x):
+            return torch.stack([4 * x.mean((1, 2, 3)), torch.ones(len(x))], 1)
+
+    R = mask(Mean(), torch.ones(2, 3, *size), torch.tensor([0, 0]), reference=0.0, steps=60, lam=1e-4)
+    assert R.shape == (2, *size)
+    assert float(R.min()) > 0.3  # to delete the class, all of it must go
+    assert float(R.max()) <= 1
+
+
 def smooth_network():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Softplus(), nn.Conv2d(4, 4, 3), nn.Softplus(), nn.Flatten(),
@@ -276,6 +332,22 @@ def test_mistakes_get_one_sentence(bright):
         ({"jitter": 2.5}, "jitter must be"), ({"reference": torch.zeros(1, 3, 24, 24)}, "reference must be images"),
         ({"reference": torch.zeros(5, 1, 24, 24)}, "5 rows"), ({"unroll": 0}, "unroll"),
         ({"state": Descent(x[:1].repeat(5, 1, 1, 1))}, "5 rows"), ({"lam_tv": float("nan")}, "lam_tv"),
+        ({"state": Descent(x[:1])}, "1 rows for 2 images"), ({"reference": float("nan")}, "must lie in"),
+        ({"reference": 255.0}, "must lie in"), ({"reference": torch.full((1, 1, 24, 24), 7.0)}, "must lie in"),
+        ({"cell": True}, "cell must be"),
     ]:
         with pytest.raises(ValueError, match=words):
             mask(model, x, steps=2, **options)
+    for options, words in [({"state": {}}, "state must be"), ({"state": torch.ones(2)}, "state must be"),
+                           ({"reference": None}, "reference must be")]:
+        with pytest.raises(TypeError, match=words):
+            mask(model, x, steps=2, **options)
+    for start in (torch.ones(6, 6), torch.ones(3, 6, 6), torch.ones(2, 6, 6).long(), 1.0):
+        with pytest.raises(ValueError, match="must be floats"):
+            Descent(x, start)
+    for start in (torch.full((2, 6, 6), float("nan")), torch.full((1, 6, 6), 1.5)):
+        with pytest.raises(ValueError, match="must lie in"):
+            Descent(x, start)
+    same = [mask(model, x, steps=2, reference=grey, cell=cell)
+            for grey, cell in ((0.5, 3), (torch.tensor(0.5), np.int64(3)))]
+    assert torch.equal(*same)
