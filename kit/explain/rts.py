@@ -20,6 +20,8 @@ and p_y^λ for `destroy`, λ = 0.3: that is form="probability".
 from __future__ import annotations
 
 import copy
+import math
+from numbers import Real
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -31,6 +33,7 @@ import kit.models
 from kit.core import (
     QueryCounter,
     accuracy,
+    alike,
     borrowed,
     check_images,
     check_labels,
@@ -102,8 +105,16 @@ class RTS(Fitted):
     ):
         if form not in ("hinge", "probability"):
             raise ValueError(f"form must be 'hinge' or 'probability', not {form!r}")
+        if layers is not None and (len(layers) == 0 or len(set(layers)) < len(layers)):
+            raise ValueError(f"layers must name one layer or more, each once, or be None, not {layers}")
         with features(model, layers or []):  # a name that the model does not have is refused here
             pass
+        if not isinstance(width, int) or width < 1:
+            raise ValueError(f"width must be a whole number of channels, 1 or more, not {width!r}")
+        for name, number in {"confidence": confidence, "area": area, "smooth": smooth, "preserve": preserve,
+                             "destroy": destroy}.items():
+            if not isinstance(number, Real) or not math.isfinite(number):
+                raise ValueError(f"{name} must be a finite number, not {number!r}")
         self.model, self.layers, self.width, self.confidence = model, layers, width, confidence
         self.area, self.smooth, self.preserve, self.destroy, self.form = area, smooth, preserve, destroy, form
         self.decoder: MaskDecoder | None = None
@@ -189,7 +200,7 @@ class RTS(Fitted):
             check_labels(y, x, classes)
             self.layers = _scales(self.model, few) if self.layers is None else list(self.layers)
             with torch.no_grad():
-                sizes = [A.shape[1] for A in self._encoded(few)[0]]
+                sizes = _channels(dict(zip(self.layers, self._encoded(few)[0], strict=True)))
                 parts = (laid_out(x[rows].to(device)) for rows in chunks(x))
                 pooled = torch.cat([self._encoded(part)[0][0].mean((2, 3)) for part in parts])
             selector = selection(pooled, y.to(device), classes)
@@ -220,6 +231,7 @@ class RTS(Fitted):
         self, x: Tensor, y: Tensor, mask: Tensor, real: Tensor, generator: torch.Generator | None = None,
     ) -> Terms:
         """The four terms for masks (N, H, W) that were asked for y where `real` (N,), else for a class not there."""
+        generator = alike(generator)
         kept = self.model(masked(x, mask, generator))
         lost = self.model(masked(x, 1 - mask, generator))
         if self.form == "hinge":
@@ -280,6 +292,8 @@ def masked(x: Tensor, mask: Tensor, generator: torch.Generator | None = None) ->
 
     x̃ is x blurred with σ = side · 11/224, or one colour 0.5 ± 0.165 with noise of 0.055, with equal probability.
     """
+    generator = alike(generator)
+
     def normal(sigma: float) -> Tensor:
         return sigma * torch.randn(x.shape, generator=generator).to(x)
 
@@ -345,11 +359,22 @@ def _scales(model: nn.Module, x: Tensor) -> list[str]:
     return [last[size] for size in (coarsest, *(size for size in others if 4 * size <= x[0, 0].numel()))]
 
 
+def _channels(maps: dict[str, Tensor]) -> list[int]:
+    """The channels of the layers' maps. Raises ValueError for what is no map, and for a finer one before a coarser."""
+    if flat := [name for name, A in maps.items() if A.dim() != 4]:
+        raise ValueError(f"RTS decodes feature maps (N, K, h, w), and the layer {flat[0]!r} has none")
+    places = [A[0, 0].numel() for A in maps.values()]
+    if places != sorted(places):
+        raise ValueError(f"layers must be named the coarsest first, and {list(maps)} have {places} places")
+    return [A.shape[1] for A in maps.values()]
+
+
 def _as_large(mask: Tensor, x: Tensor) -> Tensor:
     """The masks (N, h, w), resized bilinearly to the images."""
     if mask.shape[1:] == x.shape[2:]:
         return mask
-    return F.interpolate(mask[:, None], x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    large = F.interpolate(mask[:, None], x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    return large.clamp(0, 1)  # its weights add up to 1 but for rounding
 
 
 def _sha(model: nn.Module) -> Tensor:

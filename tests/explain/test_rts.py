@@ -362,6 +362,41 @@ def test_one_channel_odd_sizes_constant_images_and_a_sure_class(channels):
         assert 0 <= float(found.min()) <= float(found.max()) <= 1
 
 
+def test_a_mask_that_is_1_stays_1_when_it_is_enlarged():
+    for small in range(2, 9):
+        for large in range(small, 40):
+            m = module._as_large(torch.ones(1, small, small), torch.zeros(1, 3, large, large + 1))
+            assert m.shape == (1, large, large + 1)
+            assert float(m.max()) <= 1
+            assert float(m.min()) > 1 - 1e-6
+
+
+def test_the_terms_draw_from_their_generator_alone(planted):
+    x, y, mask = blobs(4, seed=7)
+    real, ambient = torch.ones(4).bool(), torch.get_rng_state()
+    once, again, other = (planted.terms(x, y, 0.5 * mask, real, *g) for g in ((), (), (generator(1),)))
+    assert torch.equal(torch.get_rng_state(), ambient)
+    assert torch.equal(once.destroy, again.destroy)
+    assert not torch.equal(once.destroy, other.destroy)
+    assert torch.equal(module.masked(x, 0.5 * mask), module.masked(x, 0.5 * mask, generator(0)))
+    assert torch.equal(torch.get_rng_state(), ambient)
+
+
+def test_mistakes_get_one_sentence():
+    model, (x, y, _) = colours(), blobs(8)
+    for options, words in [
+        ({"layers": []}, "one layer or more"), ({"layers": ["coarse", "coarse"]}, "each once"),
+        ({"width": 0}, "width must be"), ({"width": 2.5}, "width must be"),
+        ({"confidence": math.nan}, "confidence must be a finite number"), ({"area": "8"}, "area must be"),
+        ({"smooth": math.inf}, "smooth must be"), ({"preserve": None}, "preserve must be"),
+        ({"destroy": math.nan}, "destroy must be"),
+        ({"layers": ["head"]}, "the layer 'head' has none"), ({"layers": ["coarse", "flat"]}, "the layer 'flat'"),
+        ({"layers": ["fine", "coarse"]}, "the coarsest first"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            RTS(model, **options).fit(x, y, epochs=1)
+
+
 # --- what is shipped ------------------------------------------------------------------------------------------------
 
 
