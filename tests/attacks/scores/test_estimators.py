@@ -190,6 +190,61 @@ def test_svrg_takes_a_new_snapshot_where_the_weight_changes(case, monkeypatch):
     assert all(torch.equal(seen[6], g) for g in seen[7:10])
 
 
+def test_svrg_adds_how_the_gradient_has_changed_since_the_snapshot(case, monkeypatch):
+    """Of ‖v‖², beside a linear term that cancels, it changes by 2 (v − v₀): along that the correction is positive."""
+    model, x, y, _ = case
+    seen = []
+    follow = estimators.follow
+
+    def watched(live, ask, gradient, rule, max_queries):
+        def noted(g):
+            seen.append(((live.v - live.v0).clone(), g - live.g0))
+            return rule(g)
+
+        return follow(live, ask, gradient, noted, max_queries)
+
+    monkeypatch.setattr(estimators, "follow", watched)
+    zo_svrg(model, x, y, inner=4, many=20, q=5, c=0.01, box="clip", max_queries=54)
+    assert len(seen) == 4
+    assert all(((apart * change).sum(1) > 0).all() for apart, change in seen[1:])
+
+
+def steps_along(monkeypatch, gradients):
+    """Let an estimator step along these gradients, whatever it would estimate; returns the v's and the z's."""
+    seen = []
+
+    def follow(live, ask, gradient, rule, max_queries):
+        for g in gradients:
+            live.v = rule(torch.full_like(live.v, g))
+            seen.append((live.v - (live.x if live.v.dim() == 4 else 0), vars(live).get("z")))
+        return live.found.x_adv
+
+    monkeypatch.setattr(estimators, "follow", follow)
+    return seen
+
+
+def test_admm_splits_and_its_dual_variable_counts_the_difference(case, monkeypatch):
+    model, x, y, _ = case
+    seen = steps_along(monkeypatch, [0.1, 0.1, 0.1])
+    zo_admm(model, x, y, eps=0.3, c=1.0, rho=10.0, gamma=1.0, alpha=10.0)
+    delta = z = s = 0.0
+    for k, found in enumerate(seen, 1):
+        z = 10 / 12 * (delta - s / 10)
+        delta = (10 * k**0.5 * delta + 10 * z + s + 0.1) / (10 * k**0.5 + 10)
+        s = s + 10 * (z - delta)
+        assert torch.allclose(found[0], torch.full_like(x, delta))
+        assert torch.allclose(found[1], torch.full_like(x, 10 / 12 * (delta - s / 10)))
+
+
+def test_adamm_never_lets_its_second_moment_fall(case, monkeypatch):
+    model, x, y, _ = case
+    seen = steps_along(monkeypatch, [1.0, 0.01])
+    kit.attacks.zo_adamm(model, x, y, lr=0.01)
+    first = -0.01 * 0.1 / 0.7**0.5
+    assert torch.allclose(seen[0][0], torch.full_like(seen[0][0], first))
+    assert torch.allclose(seen[1][0], torch.full_like(seen[1][0], first - 0.01 / 2**0.5 * 0.091 / 0.7**0.5))
+
+
 @pytest.mark.parametrize("name", [*BOUNDED, *NEAREST])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_answers_may_be_of_another_dtype_than_the_images(name, dtype):
