@@ -144,6 +144,18 @@ def test_references(bright, reference):
     assert (inside > 2 * 36 / 576).all()
 
 
+def test_the_noise_is_new_at_each_step_and_the_same_for_all_images(bright, monkeypatch):
+    model, x = bright
+    seen, forward = [], Reads.forward
+    monkeypatch.setattr(Reads, "forward", lambda self, v: seen.append(v.detach().clone()) or forward(self, v))
+    mask(model, x, reference="noise", cell=2, steps=3, jitter=0, lr=1e-9, state=Descent(x, torch.zeros(1, 12, 12)))
+    first, second, third = seen[-3:]
+    assert torch.equal(first[0], first[1])
+    assert 0 <= float(first.min()) < 0.05 < 0.95 < float(first.max()) <= 1
+    assert float((first - second).abs().mean()) > 0.2
+    assert float((second - third).abs().mean()) > 0.2
+
+
 @pytest.mark.parametrize("variant", ["delete", "preserve"])
 def test_a_constant_image_and_a_saturated_class(variant):
     model = Reads(gain=12.0)
