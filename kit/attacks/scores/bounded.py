@@ -73,5 +73,5 @@ def estimated(live: Live, directions: Callable[[Tensor], Tensor], count: int, h:
         of = torch.arange(n, device=g.device).repeat_interleave(len(numbers))
         values = [live.goal[of].gain(live.answers(v.flatten(0, 1), of), loss).view(n, -1) for v in (up, down)]
         way = ((up - down) * u).flatten(2).sum(2) / u.square().flatten(2).sum(2)
-        g += torch.einsum("nb,nbchw->nchw", (values[0] - values[1]) / way, u.expand_as(up))
+        g += torch.einsum("nb,nbchw->nchw", (values[0] - values[1]).to(way) / way, u.expand_as(up))
     return g

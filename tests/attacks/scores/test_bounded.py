@@ -83,3 +83,10 @@ def test_what_is_asked_about_lies_in_the_box_and_the_difference_knows_it(linear)
     assert all(v.min() >= 0 and v.max() <= 1 for v in seen)
     right = ball("l2", 0.1)
     assert torch.allclose(x_adv, right.project(right.step(edge, _slope(model, edge, y), 0.1), edge), atol=1e-7)
+
+
+def test_answers_of_another_dtype(linear):
+    model, x, y = linear
+    x_adv = finite_difference(lambda v: model(v).double(), x, y, eps=0.1)
+    assert torch.equal(x_adv, finite_difference(model, x, y, eps=0.1))
+    assert x_adv.dtype == x.dtype
