@@ -145,11 +145,9 @@ def test_admm_returns_what_is_in_ball_and_box_though_its_delta_is_not(case):
     assert ((sparing - x).flatten(1).norm(dim=1) < 0.8 * (free - x).flatten(1).norm(dim=1)).all()
 
 
-def test_svrg_at_its_snapshot_is_the_snapshot(case, monkeypatch):
-    """With no step v stays v₀, where the difference with the same directions is 0: every ĝ is ĝ₀ until the next."""
-    model, x, y, _ = case
-    seen = []
-    follow = estimators.follow
+def stilled(monkeypatch):
+    """The loop of the estimators takes no step; the list gets every estimate."""
+    seen, follow = [], estimators.follow
 
     def watched(live, ask, gradient, rule, max_queries):
         def still(g):
@@ -159,11 +157,18 @@ def test_svrg_at_its_snapshot_is_the_snapshot(case, monkeypatch):
         return follow(live, ask, gradient, still, max_queries)
 
     monkeypatch.setattr(estimators, "follow", watched)
+    return seen
+
+
+def test_svrg_at_its_snapshot_is_the_snapshot(case, monkeypatch):
+    """With no step v stays v₀, where the difference with the same directions is 0: every ĝ is ĝ₀ until the next."""
+    model, x, y, _ = case
+    seen = stilled(monkeypatch)
     zo_svrg(model, x, y, inner=4, many=20, q=5, c=100.0, max_queries=120)
     assert len(seen) >= 8
     assert all(torch.equal(seen[0], g) for g in seen[1:4])
     assert not torch.allclose(seen[4], seen[0])
-    monkeypatch.setattr(estimators, "follow", lambda live, *rest: follow(live, *rest))
+    monkeypatch.undo()
     counter = QueryCounter(model, len(x))
     zo_svrg(counter, x, y, inner=4, many=20, q=5, max_queries=1 + 21 + 3 * 11 + 1)
     assert (counter.counts == 56).all()
@@ -172,17 +177,7 @@ def test_svrg_at_its_snapshot_is_the_snapshot(case, monkeypatch):
 def test_svrg_takes_a_new_snapshot_where_the_weight_changes(case, monkeypatch):
     """c changes after 6 steps, in the midst of 4 inner ones: with v₀ where v is, ĝ stays ĝ₀, of the new objective."""
     model, x, y, _ = case
-    seen = []
-    follow = estimators.follow
-
-    def watched(live, ask, gradient, rule, max_queries):
-        def still(g):
-            seen.append(g.clone())
-            return live.v
-
-        return follow(live, ask, gradient, still, max_queries)
-
-    monkeypatch.setattr(estimators, "follow", watched)
+    seen = stilled(monkeypatch)
     zo_svrg(model, x, y, inner=4, switch=6, many=20, q=5, c=100.0, max_queries=180)
     assert len(seen) >= 10
     assert torch.equal(seen[4], seen[5])
