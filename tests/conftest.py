@@ -1,8 +1,13 @@
-"""Every test runs on one thread, so that results do not depend on how many run beside it."""
+"""Every test runs on one thread and from one seed, so that its results depend on no test beside or before it."""
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
 
 
 @pytest.fixture
