@@ -74,6 +74,7 @@ CATALOGUE: dict[str, Network] = {
     "noisy/inception": Network("inception", COLOUR_32),
     **{f"noisy{s}/{data}": Network("mlp", GREY_28 | {"width": 128})
        for data in ("digits", "mnist") for s in (25, 50, 100)},
+    **{f"noisy{s}/cifar10": Network("densenet", COLOUR_32 | {"width": 32, "depth": 5}) for s in (25, 50, 100)},
     "pixeldp/digits": Network("cnn7", GREY_28 | {"width": 6}),
     "hgd/scenes": Network("unet"),
     "comdefend/scenes": Network("codec"),

@@ -120,6 +120,9 @@ HOW: dict[str, dict[str, Any]] = {
        for s in (25, 50, 100)},
     **{f"noisy{s}/mnist": NOISY | {"data": "mnist", "epochs": 10, "batch": 128, "options": {"sigma": s / 100}}
        for s in (25, 50, 100)},
+    **{f"noisy{s}/cifar10": CIFAR | {"epochs": 40, "lr": 0.1, "weight_decay": 5e-4, "train": noisy_training,
+                                     "measure": smoothed_figures, "options": {
+                                         "sigma": s / 100, "momentum": 0.9, "half": True}} for s in (25, 50, 100)},
     "pixeldp/digits": {"data": "digits", "epochs": 40, "shift": 1, "train": pixeldp_training,
                        "measure": pixeldp_figures, "options": {"layer": "layer1.bn", "L": 0.1}},
     "hgd/scenes": DEFENDED | {"epochs": 6, "train": denoiser_training, "measure": denoiser_figures, "options": {
