@@ -17,6 +17,18 @@ from kit.explain.influence import Influence, retrain, tracin, training_set_attac
 from kit.explain.lime import Surrogate, kernel_shap, lime, lime_table, shapley, sp_lime, stability, surrogate
 from kit.explain.lrp import alpha_beta, epsilon, flat, gamma, lrp, relevance_lost, zbox, zplus
 from kit.explain.mask import Descent, mask
+from kit.explain.maximise import (
+    Unit,
+    colour_basis,
+    deep_dream,
+    facets,
+    maximise,
+    multifaceted,
+    purity,
+    responses,
+    selectivity,
+    top_images,
+)
 from kit.explain.metrics import (
     completeness,
     deletion,
@@ -48,4 +60,6 @@ __all__ = [
     "Influence", "retrain", "tracin", "training_set_attack",
     "counterfactual", "mad",
     "TCAV", "Afi",
+    "Unit", "colour_basis", "deep_dream", "facets", "maximise", "multifaceted", "purity", "responses", "selectivity",
+    "top_images",
 ]

@@ -14,7 +14,7 @@ from kit.attacks import Transformation
 from kit.core import generator, logits
 from kit.core.fitted import fingerprint
 from kit.detect import Energy
-from kit.explain import RTS, saliency
+from kit.explain import RTS, maximise, saliency
 
 PACKAGES = ("kit.attacks", "kit.explain", "kit.detect", "kit.defend", "kit.fire")
 CLASSES = 5
@@ -58,6 +58,8 @@ CHEAP: dict[str, dict[str, Any]] = {
     "infidelity": {"samples": 4},
     "deletion": {"steps": 4},
     "insertion": {"steps": 4},
+    "deep_dream": {"octaves": 2, "steps": 3, "jitter": 2},
+    "maximise": {"steps": 4},
 }
 STEPS = {"bim", "mi_fgsm", "ni_fgsm", "tim", "dim", "sim", "si_ni_ti_dim", "tap", "ata", "tap_ata", "atta",
          "at_si_ni_ti_dim"}
@@ -124,7 +126,16 @@ def fitted() -> dict[str, Callable]:
     return {"RTS": rts}
 
 
-METHODS = found() | fitted()
+def class_images(
+    model: nn.Module, x: Tensor, target: Tensor, *, steps: int = 4, lr: float = 0.05, lam: float = 0.0,
+    lam_tv: float = 0.0, generator: torch.Generator | None = None, trace: Any = None,
+) -> Tensor:
+    """`maximise`, which takes its images as a start."""
+    return maximise(model, target, start=x, steps=steps, lr=lr, lam=lam, lam_tv=lam_tv, generator=generator,
+                    trace=trace)
+
+
+METHODS = found() | fitted() | {"maximise": class_images}
 
 
 def arguments(name: str, model: nn.Module, x: Tensor, y: Tensor, **changed: Any) -> dict[str, Any]:

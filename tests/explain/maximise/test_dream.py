@@ -1,0 +1,64 @@
+"""DeepDream where its steps are known, and on sizes."""
+import pytest
+import torch
+from torch import nn
+
+import kit.data
+import kit.models
+from kit.core import features, generator
+from kit.explain import deep_dream
+
+
+class Seen(nn.Module):
+    """The layer `same` is the image itself, so that ½‖A‖² has the gradient x."""
+
+    def __init__(self):
+        super().__init__()
+        self.same = nn.Identity()
+
+    def forward(self, x):
+        return self.same(x).flatten(1)[:, :2]
+
+
+def test_one_step_is_the_gradient_over_its_mean():
+    x = torch.rand(2, 3, 6, 5, generator=generator(0), dtype=torch.double).mul(0.5)
+    for jitter in (0, 3):  # the identity does not notice a shift
+        v = deep_dream(Seen(), x, ["same"], octaves=1, steps=1, step=0.1, jitter=jitter)
+        assert torch.allclose(v, x + 0.1 * x / x.mean((1, 2, 3), keepdim=True), atol=1e-12)
+    assert torch.allclose(deep_dream(Seen(), x, "same", octaves=1, steps=200, step=0.1), torch.ones_like(x))
+
+
+def test_what_a_small_size_has_added_is_carried_up():
+    """On a constant image each size adds the same: octaves · steps · step."""
+    x = torch.full((1, 1, 16, 16), 0.1, dtype=torch.double)
+    v = deep_dream(Seen(), x, ["same"], octaves=3, steps=2, step=0.05)
+    assert torch.allclose(v, x + 0.3)
+
+
+def test_it_raises_what_the_layer_sees_and_keeps_the_image():
+    model, x = kit.models.load("scenes/resnet"), kit.data.load("scenes", "test", n=4).x
+
+    def energy(v, layer):
+        with features(model, [layer]) as A, torch.no_grad():
+            model(v)
+        return A[layer].square().flatten(1).sum(1)
+
+    for layer in ("block1", "block2"):
+        v = deep_dream(model, x, [layer], octaves=2, steps=5, jitter=4)
+        assert bool((energy(v, layer) > 1.5 * energy(x, layer)).all())
+        assert float((v - x).abs().mean()) < 0.2
+        assert float(v.min()) >= 0
+        assert float(v.max()) <= 1
+    both = deep_dream(model, x, ["block1", "block2"], octaves=1, steps=2)
+    assert not torch.allclose(both, deep_dream(model, x, ["block2"], octaves=1, steps=2))
+
+
+def test_mistakes_get_one_sentence():
+    model, x = kit.models.load("digits/cnn7"), torch.rand(1, 1, 28, 28, generator=generator(0))
+    with pytest.raises(ValueError, match="no images of 10 × 10 pixels: give octaves=1"):
+        deep_dream(model, x, ["layer3"])
+    assert deep_dream(model, x, ["layer3"], octaves=1, steps=1).shape == x.shape
+    for options, words in [({"octaves": 0}, "octaves must be"), ({"ratio": 1.0}, "ratio above 1"),
+                           ({"jitter": -1}, "jitter must be"), ({"layers": ["no"]}, "no layer 'no'")]:
+        with pytest.raises(ValueError, match=words):
+            deep_dream(model, x, **({"layers": ["layer3"]} | options))
