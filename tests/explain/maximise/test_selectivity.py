@@ -44,9 +44,13 @@ def test_planted_units_are_selective_and_a_rotation_takes_it_from_them_and_not_f
     assert float(own.units.mean()) > 0.95
     assert float(own.directions.mean()) < 0.6
     assert own.p < 0.01
+    assert own.lead.low > 0.3
+    assert own.lead.low < own.lead.value < own.lead.high
+    assert own.lead.value == pytest.approx(float(own.units.mean() - own.directions.mean()))
     lost = selectivity(turned, y, generator=generator(1))
     assert abs(float(lost.units.mean() - lost.directions.mean())) < 0.12
     assert lost.p > 0.05
+    assert lost.lead.low < 0 < lost.lead.high
     kept = selectivity(turned, y, units=Q.T, generator=generator(1))  # row i is Q e_i
     assert torch.allclose(kept.units, own.units)
     assert kept.p < 0.01
@@ -60,7 +64,7 @@ def test_p_is_uniform_where_nothing_differs():
     """Units that are random directions themselves."""
     phi, y = planted(300)
     p = torch.tensor([
-        selectivity(phi, y, units=random_directions(12, phi, generator(s)), directions=40, permutations=100, shuffles=1,
+        selectivity(phi, y, units=random_directions(12, phi, generator(s)), directions=40, permutations=100, shuffles=2,
                     generator=generator(100 + s)).p for s in range(40)])
     assert 0.3 < float(p.mean()) < 0.7
     assert int((p < 0.1).sum()) < 12
@@ -114,6 +118,7 @@ def test_silent_units_are_left_out_and_mistakes_get_one_sentence():
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.rand(3, 1, 2, 2)
     for call, words in [
         (lambda: selectivity(torch.ones(5, 3), torch.arange(5)), "answers differently"),
+        (lambda: selectivity(phi, y, directions=1), "2 or more directions"),
         (lambda: purity(phi, y[:4], torch.eye(12).double()), "needs labels"),
         (lambda: purity(phi, y, torch.eye(11).double()), "directions"),
         (lambda: purity(phi, y, torch.eye(12).double(), top=0), "top must be 1 to 600"),
