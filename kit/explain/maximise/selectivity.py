@@ -31,7 +31,7 @@ class Selectivity(NamedTuple):
 
     @property
     def lead(self) -> Estimate:
-        """By how much the units are purer, with a 95 % bootstrap interval over units and directions, not over images."""
+        """By how much the units are purer, with a 95 % bootstrap interval over units and directions, not images."""
         source, means = fresh(), []
         for values in (self.units, self.directions):
             drawn = torch.randint(len(values), (RESAMPLES, len(values)), generator=source)
