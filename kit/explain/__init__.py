@@ -43,7 +43,7 @@ from kit.explain.metrics import (
 )
 from kit.explain.rts import RTS
 from kit.explain.sanity import randomised, rank_correlation, ssim
-from kit.explain.tcav import TCAV
+from kit.explain.tcav import TCAV, ConceptTest
 
 __all__ = [
     "gradient_times_input", "guided_backpropagation", "integrated_gradients", "occlusion", "saliency", "sensitivity",
@@ -59,7 +59,6 @@ __all__ = [
     "superpixels", "surrogate", "table_game", "text_game",
     "Influence", "retrain", "tracin", "training_set_attack",
     "counterfactual", "mad",
-    "TCAV", "Afi",
-    "Unit", "colour_basis", "deep_dream", "facets", "maximise", "multifaceted", "purity", "responses", "selectivity",
-    "top_images",
+    "Afi", "colour_basis", "ConceptTest", "deep_dream", "facets", "maximise", "multifaceted", "purity", "responses",
+    "selectivity", "TCAV", "top_images", "Unit",
 ]
