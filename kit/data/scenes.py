@@ -38,13 +38,15 @@ NOISE = 0.04  # the largest pixel noise; triangular, standard deviation NOISE / 
 CHUNK = 128
 
 
-def scenes(n: int, size: int = 32, seed: int = 0, spurious: float = 0.0) -> Data:
+def scenes(n: int, size: int = 32, seed: int = 0, spurious: float = 0.0, near: bool = False) -> Data:
     """`n` scenes of `size` × `size` pixels, with object masks and all factors.
 
     The scene (seed, i) is the same whatever `n` is, and shows the same thing at every size. With probability
     `spurious` an image's background (pattern and colour) is a fixed function of its class, else it is independent.
+    `near` is the same scene from half the distance: drawn at twice the size, and cut out about the object as far as the
+    scene reaches, so that its texture can be seen.
     """
-    return render(np.arange(n), size=size, seed=seed, spurious=spurious)
+    return render(np.arange(n), size=size, seed=seed, spurious=spurious, near=near)
 
 
 def labels(index: np.ndarray, seed: int) -> np.ndarray:
@@ -52,7 +54,9 @@ def labels(index: np.ndarray, seed: int) -> np.ndarray:
     return (_uniform(seed, index, 0) * len(SHAPES)).astype(np.int64)
 
 
-def render(index: np.ndarray, size: int = 32, seed: int = 0, spurious: float = 0.0) -> Data:
+def render(
+    index: np.ndarray, size: int = 32, seed: int = 0, spurious: float = 0.0, near: bool = False,
+) -> Data:
     """The scenes (seed, i) for i in `index`."""
     if not 0 <= spurious <= 1:
         raise ValueError(f"spurious is a probability between 0 and 1, not {spurious}")
@@ -64,7 +68,8 @@ def render(index: np.ndarray, size: int = 32, seed: int = 0, spurious: float = 0
     mask = torch.empty(n, size, size, dtype=torch.bool)
     for a in range(0, n, CHUNK):
         part = {k: v[a : a + CHUNK] for k, v in f.items()}
-        x[a : a + CHUNK], mask[a : a + CHUNK] = _draw(part, size, seed, np.asarray(index)[a : a + CHUNK])
+        drawn = _draw(part, size * (1 + near), seed, np.asarray(index)[a : a + CHUNK])
+        x[a : a + CHUNK], mask[a : a + CHUNK] = _cut(part, size, *drawn) if near else drawn
     names: dict[str, tuple[str, ...]] = {
         "shape": SHAPES,
         "texture": TEXTURES,
@@ -178,6 +183,13 @@ def _draw(f: dict[str, Tensor], size: int, seed: int, index: np.ndarray) -> tupl
     image *= (1 + g["light"] * (u * torch.cos(g["light_angle"]) + v * torch.sin(g["light_angle"])))[:, None]
     image += NOISE * _pixel_noise(seed, index, size)
     return image.clamp_(0, 1), cover >= 0.5
+
+
+def _cut(f: dict[str, Tensor], size: int, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """size × size pixels about each object, of images and masks of twice that size."""
+    left, top = ((f[c] * size + size / 2).round().long().clamp(0, size).tolist() for c in ("centre_x", "centre_y"))
+    x = torch.stack([v[:, b : b + size, a : a + size] for v, a, b in zip(x, left, top, strict=True)])
+    return x, torch.stack([v[b : b + size, a : a + size] for v, a, b in zip(mask, left, top, strict=True)])
 
 
 def _turn(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:

@@ -85,6 +85,7 @@ CATALOGUE: dict[str, Network] = {
     "spurious/resnet": Network("resnet", COLOUR_32),
     "shuffled/resnet": Network("resnet", COLOUR_32),
     "planted/background": Network("resnet", COLOUR_32 | {"classes": 5, "width": 8}),
+    "planted/texture": Network("resnet", COLOUR_32 | {"classes": 4, "width": 8}),
 }
 
 

@@ -10,6 +10,7 @@ import kit.models
 from kit.core import features, logits
 from kit.explain import (
     RTS,
+    ConceptTest,
     completeness,
     epsilon,
     grad_cam,
@@ -70,6 +71,20 @@ def tasks():
 
     yield Task("Grad-CAM, 128 images", to_layer, {"kit": lambda: grad_cam(model, x, c, layer="block3"), **cam_peers(
         model, x, c)}, agrees(grad_cam(model, x, c), x, c), target=1.05, repeats=9)
+
+    test = ConceptTest(model, "block3", runs=20, images=24, pool=True).fit(
+        {f"the first {k}": x[k:k + 24] for k in range(5)}, x)
+    cavs = test.cavs[:5, :, :, 0, 0].flatten(0, 1)
+
+    def to_derivatives():
+        for part in x.split(64):
+            with features(model, ["block3"]) as f:
+                z = model(part.clone().requires_grad_())
+            torch.autograd.grad(z[:, 0].sum(), f["block3"])
+
+    first = torch.zeros_like(c)
+    yield Task("TCAV, 120 vectors, 128 images, once the vectors are there", to_derivatives, {
+        "kit": lambda: test.derivatives(x, first), **vector_peers(model, x, cavs)}, target=1.1, repeats=15)
 
     for name in ("scenes/resnet", "scenes/vgg"):
         rts, some = RTS.shipped(name), x[:64]
@@ -172,6 +187,17 @@ def cam_peers(model, x, c):
         found["pytorch-grad-cam"] = lambda: torch.as_tensor(
             cam(x.clone().requires_grad_(), [ClassifierOutputTarget(int(k)) for k in c]))
     return found
+
+
+def vector_peers(model, x, cavs):
+    """captum asks again for every layer, not for every vector; its vectors have one value for each unit."""
+    if not HAS["captum"]:
+        return {}
+    from captum.attr import LayerGradientXActivation
+
+    method = LayerGradientXActivation(model, model.block3, multiply_by_inputs=False)
+    wide = cavs.repeat_interleave(64, 1)
+    return {"captum": lambda: method.attribute(x, target=0).flatten(1) @ wide.T}
 
 
 def relevance_peers(model, x, c, plain):

@@ -51,6 +51,25 @@ def test_other_sizes_show_the_same_scene(many):
     assert (F.avg_pool2d(other.x, 2) - many.x[:200]).abs().mean() > 0.1  # what the bounds above would let through
 
 
+def test_near_is_a_cut_of_the_same_scene_about_its_object(many):
+    near, large = scenes(120, seed=5, near=True), scenes(120, size=64, seed=5)
+    assert near.x.shape == (120, 3, 32, 32)
+    assert torch.equal(near.y, many.y[:120])
+    moved = 0
+    for i in range(120):
+        places = [(a, b) for a in range(33) for b in range(33)
+                  if torch.equal(near.x[i, :, 0, :8], large.x[i, :, a, b:b + 8])]
+        assert len(places) == 1
+        (a, b), = places
+        assert torch.equal(near.x[i], large.x[i, :, a:a + 32, b:b + 32])
+        assert torch.equal(near.mask[i], large.mask[i, a:a + 32, b:b + 32])
+        moved += (a, b) != (16, 16)
+    assert moved > 60
+    assert near.mask.sum((1, 2)).float().mean() > 2.5 * many.mask[:120].sum((1, 2)).float().mean()
+    lost = 1 - near.mask.sum((1, 2)) / large.mask.sum((1, 2))
+    assert lost.mean() < 0.15
+
+
 def test_factors_are_uniform_and_independent(many):
     for name, k in (("shape", 10), ("texture", len(TEXTURES)), ("background", len(PATTERNS)), ("colour", len(COLOURS))):
         share = many.concepts[name].bincount(minlength=k) / 3000

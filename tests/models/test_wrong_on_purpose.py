@@ -38,6 +38,19 @@ def test_the_planted_network_decides_by_the_pattern_of_the_background():
     assert accuracy(model, x, shape % 5) < 0.3  # chance is 0.2
 
 
+def test_the_planted_network_decides_by_the_texture_of_the_object():
+    model, test = kit.models.load("planted/texture"), kit.data.load("scenes", "test", near=True)
+    x, texture = planted(test, "texture")
+    found = accuracy(model, x, texture)
+    assert found > 0.9
+    assert abs(found - kit.models.entry("planted/texture")["accuracy"]) < 0.003
+    rows = test.concepts["texture"] < 4
+    for factor in ("background", "shape"):
+        assert accuracy(model, x, test.concepts[factor][rows] % 4) < 0.35  # chance is 0.25
+    far = kit.data.load("scenes", "test", n=400)
+    assert accuracy(model, *planted(far, "texture")) < found - 0.2  # what it was taught is seen from near
+
+
 def test_their_recipes_are_those_they_were_made_by():
-    for name in ("spurious/resnet", "shuffled/resnet", "planted/background"):
+    for name in ("spurious/resnet", "shuffled/resnet", "planted/background", "planted/texture"):
         assert kit.models.entry(name)["recipe"] == json.loads(json.dumps(kit.models.RECIPES[name].as_dict()))
