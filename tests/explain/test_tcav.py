@@ -328,3 +328,37 @@ def test_mistakes_are_named(colours):
         fitted.test(base, zeros(base), null="concepts")
     with pytest.raises(ValueError, match="null must be"):
         fitted.test(base, zeros(base), null="chance")
+
+
+# --- planted networks -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grounds():
+    return kit.data.load("scenes", "test", n=600), kit.data.load("scenes", "train", n=200)
+
+
+@pytest.mark.parametrize(("name", "label", "factor", "near"), [
+    ("planted/background", 2, "background", False), ("planted/texture", 1, "texture", True),
+    ("scenes/resnet", 6, "shape", False)])
+def test_a_planted_concept_comes_first_and_not_in_random_weights(grounds, name, label, factor, near):
+    other, fit = (d if not near else kit.data.load("scenes", split, n=len(d), near=True)
+                  for d, split in zip(grounds, ("test", "train"), strict=True))
+    x = fit.x[fit.concepts[factor] == label][:20]
+    named = {key: other.x[other.concepts[key] == k][:40]
+             for key, k in (("shape", 6), ("texture", 1), ("background", 2))}
+    named["none"] = other.x[-40:]
+    y = torch.full((len(x),), label)
+    for seed in range(2):
+        test = ConceptTest(kit.models.load(name), "block2", controls=39, runs=10, images=40, pool=True, seed=seed)
+        test.fit(named, other.x[:400])
+        found, ranked = (test.test(x, y, kind="mean", null=null) for null in ("runs", "concepts"))
+        assert max(ranked, key=lambda c: ranked[c].score) == factor
+        assert test.test(x, y)[factor].score == 1.0
+        assert found[factor].corrected < 0.05
+        assert ranked[factor].p == 1 / 40
+        assert ranked["none"].p > 0.05
+        assert found[factor].accuracy > found["none"].accuracy
+    torch.manual_seed(3)
+    blind = ConceptTest(kit.models.build(name).eval(), "block2", controls=39, runs=10, images=40, pool=True)
+    assert blind.fit(named, other.x[:400]).test(x, y, kind="mean", null="concepts")[factor].p > 0.05

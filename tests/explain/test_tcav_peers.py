@@ -1,4 +1,4 @@
-"""Agreement with captum on the same vectors, where it is right, and with what it documents, where it computes another."""
+"""Agreement with captum on the same vectors where it is right; and with what it documents, where it computes other."""
 import pytest
 import torch
 
