@@ -143,7 +143,7 @@ class ConceptTest(Fitted):
             rest = pool[~torch.isin(pool, chosen)]
             sets += [torch.stack([_some(chosen, n, draws), _some(rest, n, draws)]) for _ in range(self.runs)]
         A = activations(self.model, self.layer, torch.cat([*concepts.values(), random]))
-        points = _pooled(A).mean(2) if self.pool else A.flatten(1)
+        points = _places(A).mean(2) if self.pool else A.flatten(1)
         v, right = planes(points, torch.stack(sets), classifier=self.classifier, alpha=self.alpha, seed=self.seed)
         shape = (A.shape[1], *(1 for _ in A.shape[2:])) if self.pool else A.shape[1:]
         self.names, self.cavs = list(concepts), v.view(-1, self.runs, *shape)
@@ -226,7 +226,7 @@ def sensitivities(model: nn.Module, layer: str, x: Tensor, y: Tensor, cavs: Tens
         for rows in chunks(x):
             z = model(laid_out(leaf(x[rows])))
             g = differentiate(z.gather(1, y[rows, None])[:, 0], A[layer])
-            found.append((_pooled(g).sum(2) if shared else g.flatten(1)) @ flat)
+            found.append((_places(g).sum(2) if shared else g.flatten(1)) @ flat)
     return torch.cat(found)
 
 
@@ -329,7 +329,7 @@ def _some(rows: Tensor, n: int, draws: torch.Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=draws)[:n]]
 
 
-def _pooled(A: Tensor) -> Tensor:
+def _places(A: Tensor) -> Tensor:
     """(N, C, places), of a layer with places or of one without."""
     return A.reshape(len(A), A.shape[1], -1)
 
