@@ -117,6 +117,8 @@ class Convolution(Linear):
         if len(weights) > 1 and self.groups > 1:
             return [self.down(s, W)[0] for W in weights]
         like, W = self.x, weights[0]
+        if len(s) != len(like):  # other rows than the images
+            like = like[:1].expand(len(s), *like.shape[1:])
         if len(weights) > 1:  # in one go, since a convolution to few channels is slow; of `like` the shape alone counts
             like, W = torch.cat([like] * len(weights), 1), torch.cat(weights, 1)
         found = torch.ops.aten.convolution_backward(

@@ -16,7 +16,7 @@ from kit.core.fitted import fingerprint
 from kit.detect import Energy
 from kit.explain import RTS, maximise, saliency
 
-PACKAGES = ("kit.attacks", "kit.explain", "kit.detect", "kit.defend", "kit.fire")
+PACKAGES = ("kit.attacks", "kit.explain", "kit.detect", "kit.defend", "kit.fire", "kit.certify")
 CLASSES = 5
 
 # Small budgets; what is not named here has its default.
@@ -60,6 +60,8 @@ CHEAP: dict[str, dict[str, Any]] = {
     "insertion": {"steps": 4},
     "deep_dream": {"octaves": 2, "steps": 3, "jitter": 2},
     "maximise": {"steps": 4},
+    "alpha_crown": {"steps": 3},
+    "certified_radius": {"steps": 5},
 }
 STEPS = {"bim", "mi_fgsm", "ni_fgsm", "tim", "dim", "sim", "si_ni_ti_dim", "tap", "ata", "tap_ata", "atta",
          "at_si_ni_ti_dim"}
