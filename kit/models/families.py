@@ -1,10 +1,10 @@
-"""Small networks of seven families, and one of ImageNet's, in a few lines each.
+"""Small networks of eight families, and one of ImageNet's, in a few lines each.
 
 Every network is an `nn.Sequential` of named stages: `normalise`, `stem`, `block1`, `block2`, …, `head`, so that
 `features(model, ["block2"])` means the same everywhere. Three habits make them easy to explain: the order is always
 convolution, batch norm, ReLU, so that batch norm folds into the convolution (`norm=False` builds the folded network);
 every ReLU, addition and concatenation is a module of its own, used once, so that a rule for it can be hooked; and all
-but `cnn7` and `mlp` end in global average pooling and one linear layer, which class activation maps need.
+but `cnn7`, `mlp` and `small` end in global average pooling and one linear layer, which class activation maps need.
 """
 from __future__ import annotations
 
@@ -87,6 +87,23 @@ def mlp(
         block1=nn.Sequential(nn.Linear(channels * size * size, width), nn.ReLU()),
         block2=nn.Sequential(nn.Linear(width, width), nn.ReLU()),
         head=nn.Linear(width, classes),
+    )
+
+
+def small(
+    classes: int = 10, channels: int = 1, size: int = 28, width: int = 16, norm: bool = True, *, mean=(0.5,), std=(0.5,)
+) -> nn.Sequential:
+    """Two convolutions of stride 2 and a hidden linear layer, the network of Wong and Kolter (2018) for proofs.
+
+    It has neither poolings nor batch norm, so `norm` changes nothing. `width` is that of the first convolution.
+    """
+    return _network(
+        mean,
+        std,
+        block1=nn.Sequential(nn.Conv2d(channels, width, 4, 2, 1), nn.ReLU()),
+        block2=nn.Sequential(nn.Conv2d(width, 2 * width, 4, 2, 1), nn.ReLU()),
+        block3=nn.Sequential(nn.Flatten(), nn.Linear(2 * width * (size // 4) ** 2, 6 * width), nn.ReLU()),
+        head=nn.Linear(6 * width, classes),
     )
 
 
@@ -293,6 +310,7 @@ def efficientnet_lite0(classes: int = 1000, *, mean=(0.5,) * 3, std=(0.5,) * 3) 
 FAMILIES: dict[str, Callable[..., nn.Sequential]] = {
     "cnn7": cnn7,
     "mlp": mlp,
+    "small": small,
     "vgg": vgg,
     "resnet": resnet,
     "densenet": densenet,

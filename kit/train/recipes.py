@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import kit.data
 import kit.models
+from kit.certify.bounds import certified_figures, ibp_training
 from kit.core import accuracy
 from kit.defend import (
     adversarial_training,
@@ -90,6 +91,10 @@ DEFENDED: dict[str, Any] = SCENES | {"images": 6000, "epochs": 12, "measure": ro
 # For a vote under noise; the widths and epochs were chosen on development images.
 NOISY: dict[str, Any] = {"shift": 1, "train": noisy_training, "measure": smoothed_figures}
 
+# For proofs: beside an ordinary network the same one trained on attacks, and on intervals.
+PROVED: dict[str, Any] = {"train": ibp_training, "lr": 2e-3, "weight_decay": 0.0, "measure": certified_figures}
+ATTACKED: dict[str, Any] = {"train": adversarial_training, "measure": certified_figures}
+
 # Masks for networks of the catalogue: what `kit.explain.RTS.shipped` finds. Their encoders are these networks.
 MASKS: dict[str, Any] = {"epochs": 8, "batch": 32, "weight_decay": 1e-4, "train": rts_training, "measure": rts_figures}
 
@@ -126,6 +131,15 @@ HOW: dict[str, dict[str, Any]] = {
     **{f"noisy{s}/cifar10": CIFAR | {"epochs": 40, "lr": 0.1, "weight_decay": 5e-4, "train": noisy_training,
                                      "measure": smoothed_figures, "options": {
                                          "sigma": s / 100, "momentum": 0.9, "half": True}} for s in (25, 50, 100)},
+    "pgd/digits": ATTACKED | {"data": "digits", "epochs": 100, "shift": 1, "options": {
+        "eps": 0.1, "steps": 7, "ramp": 0.5}},
+    "ibp/digits": PROVED | {"data": "digits", "epochs": 250, "shift": 1, "options": {"eps": 0.1}},
+    "mnist/small": {"data": "mnist", "epochs": 6, "batch": 128, "shift": 1},
+    "pgd/mnist": ATTACKED | {"data": "mnist", "epochs": 12, "batch": 128, "options": {
+        "eps": 0.3, "steps": 7, "ramp": 0.5}},
+    "ibp/mnist": PROVED | {"data": "mnist", "epochs": 40, "batch": 200, "options": {"eps": 0.3}},
+    "cifar10/small": CIFAR | {"epochs": 15},
+    "ibp/cifar10": CIFAR | PROVED | {"epochs": 60, "options": {"eps": 2 / 255}},
     "pixeldp/digits": {"data": "digits", "epochs": 40, "shift": 1, "train": pixeldp_training,
                        "measure": pixeldp_figures, "options": {"layer": "layer1.bn", "L": 0.1}},
     "hgd/scenes": DEFENDED | {"epochs": 6, "train": denoiser_training, "measure": denoiser_figures, "options": {

@@ -21,7 +21,7 @@ def stirred(model):
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_folded_is_the_same_function(family):
-    channels, size = (1, 28) if family in ("cnn7", "mlp") else (3, 32)
+    channels, size = (1, 28) if family in ("cnn7", "mlp", "small") else (3, 32)
     model = stirred(FAMILIES[family](channels=channels, size=size, mean=(0.5,) * channels, std=(0.25,) * channels))
     x = torch.rand(4, channels, size, size, generator=torch.Generator().manual_seed(1))
     folded = fold_batch_norm(model, x)
@@ -48,7 +48,7 @@ def test_stages_have_the_same_names(family):
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_relus_additions_and_concatenations_are_modules_used_once(family):
-    channels, size = (1, 28) if family in ("cnn7", "mlp") else (3, 32)
+    channels, size = (1, 28) if family in ("cnn7", "mlp", "small") else (3, 32)
     model = FAMILIES[family](channels=channels, size=size, norm=False)
     calls: dict[str, int] = {}
     for name, m in model.named_modules():

@@ -29,6 +29,8 @@ OPTIONS = {
     "reconstruction_training": (UNET, {"guide": "one"}),
     "rts_training": (MASKS, {"classifier": "one"}),
     "ensemble_adversarial_training": (CLASSIFIER, {"static": ["one", "two"]}),
+    "ibp_training": (Recipe("scenes", "small", {"channels": 3, "size": 32, "width": 4}, epochs=1, batch=4),
+                     {"eps": 0.1, "warm": 0.0}),
     "adversarial_training": (CLASSIFIER, {"steps": 2, "clean": 0.5}),
 }
 
