@@ -18,10 +18,10 @@ def certified_radius(
 ) -> Tensor:
     """The greatest eps (N,), of those asked about, at which `bound` proves that nothing in the ball changes the answer.
 
-    eps doubles from 1/1024 of the radius that holds the whole box, 1 (l∞), √d (l2) or d (l1), until the proof fails,
-    and is then halved in between: `steps` bounds for every image, each with its own eps. What is returned was proved
-    itself. The greatest that could be is larger by at most 1 % where it is below 1/64 of the box's radius, 3 % at 1/4,
-    which more steps halve. It is 0 for an image that is not classified y.
+    eps doubles from 1/256 of the radius that holds the whole box, 1 (l∞), √d (l2) or d (l1), until the proof fails, and
+    is then halved in between: `steps` bounds for every image, each with its own eps. What is returned was proved itself.
+    The greatest that could be is larger by at most 1 % up to a quarter of the box's radius and 3 % beyond, which more
+    steps halve. It is 0 for an image that is not classified y.
     `bound(model, x, y, eps=, norm=)` -> (N, K) is ibp, fast_lin, crown, alpha_crown, or one with settings of its own.
     Cost: `steps` times that of the bound, and a forward pass.
     """
@@ -36,7 +36,7 @@ def certified_radius(
     failed = torch.full_like(proved, 2 * whole)
     for _ in range(steps):
         rising = failed > whole
-        eps = torch.where(rising, (2 * proved).clamp(whole / 1024, whole), (proved + failed) / 2)
+        eps = torch.where(rising, (2 * proved).clamp(whole / 256, whole), (proved + failed) / 2)
         with asking(model, right):
             sure = certified(bound(model, x, y, eps=eps, norm=norm), y)
         proved, failed = torch.where(sure, eps, proved), torch.where(sure, failed, eps)
