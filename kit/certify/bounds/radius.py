@@ -19,9 +19,9 @@ def certified_radius(
     """The greatest eps (N,), of those asked about, at which `bound` proves that nothing in the ball changes the answer.
 
     eps doubles from 1/256 of the radius that holds the whole box, 1 (l∞), √d (l2) or d (l1), until the proof fails, and
-    is then halved in between: `steps` bounds for every image, each with its own eps. What is returned was proved itself.
-    The greatest that could be is larger by at most 1 % up to a quarter of the box's radius and 3 % beyond, which more
-    steps halve. It is 0 for an image that is not classified y.
+    is then halved in between: `steps` bounds for every image, each with its own eps. What is returned was itself
+    proved. The greatest that could be is larger by at most 1 % up to a quarter of the box's radius, 3 % beyond, which
+    more steps halve. It is 0 for an image that is not classified y.
     `bound(model, x, y, eps=, norm=)` -> (N, K) is ibp, fast_lin, crown, alpha_crown, or one with settings of its own.
     Cost: `steps` times that of the bound, and a forward pass.
     """
