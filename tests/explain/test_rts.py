@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 import kit.data
-import kit.explain.rts as module
+import kit.explain.rts.explainer as explainer
+import kit.explain.rts.objective as module
 import kit.models
 from kit.core import QueryCounter, features, generator, logits
 from kit.core.fitted import fingerprint
 from kit.explain import RTS, energy_inside, grad_cam, iou, pointing_game, randomised, rank_correlation
+from kit.explain.rts import rts_training
 from kit.models import Recipe
 from kit.models.decoders import MaskDecoder, selected
 from kit.train import Checkpoint
@@ -116,7 +118,7 @@ def test_the_smoothness_is_its_sum():
 
 def cut(monkeypatch):
     """Φ(x, m) = m ⊙ x, so that what the class terms read is known."""
-    monkeypatch.setattr(module, "masked", lambda x, mask, source=None: mask[:, None] * x)
+    monkeypatch.setattr(explainer, "masked", lambda x, mask, source=None: mask[:, None] * x)
 
 
 def test_the_class_terms_are_hinges_of_the_lead_and_turn_for_a_class_that_is_not_there(monkeypatch):
@@ -365,7 +367,7 @@ def test_one_channel_odd_sizes_constant_images_and_a_sure_class(channels):
 def test_a_mask_that_is_1_stays_1_when_it_is_enlarged():
     for small in range(2, 9):
         for large in range(small, 40):
-            m = module._as_large(torch.ones(1, small, small), torch.zeros(1, 3, large, large + 1))
+            m = explainer._as_large(torch.ones(1, small, small), torch.zeros(1, 3, large, large + 1))
             assert m.shape == (1, large, large + 1)
             assert float(m.max()) <= 1
             assert float(m.min()) > 1 - 1e-6
@@ -469,7 +471,7 @@ def test_a_decoder_of_other_weights_is_refused(monkeypatch):
 def test_the_recipe_trains_what_fit_does():
     x, y = torch.rand(12, 3, 32, 32, generator=generator(0)), torch.arange(12) % 10
     r = Recipe("scenes", "masks", kit.models.CATALOGUE["rts/scenes-vgg"].build, epochs=1, batch=4)
-    decoder = module.rts_training(r, x, y, classifier="scenes/vgg", device=torch.device("cpu"), seed=3)
+    decoder = rts_training(r, x, y, classifier="scenes/vgg", device=torch.device("cpu"), seed=3)
     rts = RTS(kit.models.load("scenes/vgg"), layers=["block3", "block1"])
     rts.fit(x, y, epochs=1, batch=4, lr=r.lr, weight_decay=r.weight_decay, seed=3)
     for name, t in decoder.state_dict().items():

@@ -1,22 +1,4 @@
-"""RTS, real-time saliency: a network learns once which pixels a classifier must see, and then says so in one pass.
-
-    Φ(x, m) = m ⊙ x + (1 − m) ⊙ x̃      x̃ the blurred image or one noisy colour, either half the time
-
-    ℓ(m) = destroy(Φ(x, 1 − m)) + λ_p preserve(Φ(x, m)) + λ_a area(m) + λ_s smooth(m),     one number per image
-
-    area       mean over the pixels of (m + 0.0005)^q
-    smooth     ½ (Σ (m_ij − m_i+1,j)² + Σ (m_ij − m_i,j+1)² + 0.3 Σ_border m²), sums over the pixels
-    preserve   max(0, 1 − lead)        lead = z_y − max_{j≠y} z_j of the image that keeps m
-    destroy    max(0, 5 + lead)        of the image that has lost m
-
-The class is named from outside, by a selector in the decoder (`kit.models.decoders`). Training asks for classes that
-are not there too; then the roles change: without m the image must still be y (max(0, 1 − lead)), and m alone must not
-be (max(0, 1 + lead)), so that the best mask is empty.
-
-Source: Dabkowski & Gal, Real time image saliency for black box classifiers, NeurIPS 2017, section 3 and 4, and their
-code (pytorch-saliency), whose terms and constants these are. The paper's own equation 3 has −log p_y for `preserve`
-and p_y^λ for `destroy`, λ = 0.3: that is form="probability".
-"""
+"""RTS itself: what is fitted, and how it explains. See `kit.explain.rts`."""
 from __future__ import annotations
 
 import copy
@@ -28,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import kit.data
 import kit.models
 from kit.core import (
     QueryCounter,
-    accuracy,
     alike,
     borrowed,
     check_images,
@@ -40,7 +20,6 @@ from kit.core import (
     check_model,
     chunks,
     features,
-    generator,
     laid_out,
     margin,
     per_image,
@@ -48,17 +27,12 @@ from kit.core import (
 from kit.core.fitted import Fitted, fingerprint
 from kit.core.folding import fold_batch_norm
 from kit.core.network import calls
-from kit.explain.metrics import blurred, energy_inside, pointing_game
+from kit.explain.rts.objective import WEIGHT_DECAY, Terms, area, asked, masked, selection, smoothness
 from kit.models import Recipe
 from kit.models.decoders import MaskDecoder, selected
 
 KEEP, LOSE = 1.0, 5.0  # the leads that the class terms ask for
-POWER, TINY, BORDER = 0.3, 5e-4, 0.3  # of the area; of the smoothness
 DESTROY_POWER = 0.3  # the paper's λ₄
-BLUR = 11 / 224  # σ in sides of the image; their 55 pixels are 5 σ
-COLOUR, COLOUR_NOISE, IMAGE_NOISE = 0.165, 0.055, 0.015  # their 0.33, 0.11 and 0.03, of images in [−1, 1]
-FAKES = 0.3  # the share of classes asked for that are not there, in phase two; in phase one it is a half
-WEIGHT_DECAY = 1e-4  # of both phases
 SCALES = 4  # sizes of maps that are read, the coarsest, and none finer than half the image: theirs 7, 14, 28, 56 of 224
 
 
@@ -69,15 +43,6 @@ class Seen(NamedTuple):
     mask: Tensor
     exists: Tensor
     logits: Tensor
-
-
-class Terms(NamedTuple):
-    """The four terms of the objective, not weighted, (N,) each."""
-
-    area: Tensor
-    smooth: Tensor
-    preserve: Tensor
-    destroy: Tensor
 
 
 class RTS(Fitted):
@@ -272,73 +237,6 @@ def _inner(model: nn.Module) -> nn.Module:
     return model.model if isinstance(model, QueryCounter) else model
 
 
-# --- the four terms -------------------------------------------------------------------------------------------------
-
-
-def area(mask: Tensor) -> Tensor:
-    """Mean over the pixels of (m + 0.0005)^0.3: (N,). The power makes little everywhere dearer than much in places."""
-    return (mask + TINY).pow(POWER).mean((1, 2))
-
-
-def smoothness(mask: Tensor) -> Tensor:
-    """½ (Σ (differences of neighbours)² + 0.3 Σ_border m²): sums over the pixels (N,). Corners are counted twice."""
-    steps = mask.diff(dim=1).square().sum((1, 2)) + mask.diff(dim=2).square().sum((1, 2))
-    border = sum(side.square().sum(1) for side in (mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1]))
-    return (steps + BORDER * border) / 2
-
-
-def masked(x: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Φ(x, m) = m ⊙ x + (1 − m) ⊙ x̃, not cut to [0, 1]: every image has its own x̃, and a little noise on x.
-
-    x̃ is x blurred with σ = side · 11/224, or one colour 0.5 ± 0.165 with noise of 0.055, with equal probability.
-    """
-    generator = alike(generator)
-
-    def normal(sigma: float) -> Tensor:
-        return sigma * torch.randn(x.shape, generator=generator).to(x)
-
-    def uniform(channels: int) -> Tensor:
-        return torch.rand(len(x), channels, 1, 1, generator=generator).to(x)
-
-    x = x + normal(IMAGE_NOISE)
-    colour = 0.5 + COLOUR * (2 * uniform(x.shape[1]) - 1) + normal(COLOUR_NOISE)
-    sigma = BLUR * max(x.shape[2:])
-    blur = blurred(x, 2 * round(2.5 * sigma) + 1, sigma)
-    return mask[:, None] * x + (1 - mask[:, None]) * torch.where(uniform(1) < 0.5, blur, colour)
-
-
-# --- what fitting needs ---------------------------------------------------------------------------------------------
-
-
-def selection(pooled: Tensor, y: Tensor, classes: int) -> Tensor:
-    """argmin over e (classes, K) of E[½ softplus(−⟨Ā, e_y⟩) + ½ mean_{c≠y} softplus(⟨Ā, e_c⟩)] + 10⁻⁴ ½ ‖e‖².
-
-    Ā (N, K) are the maps' means over the places: the cross-entropy of "class c is there" where half of the classes
-    asked for are not. The authors take 8500 steps on draws of c; it is convex, so here L-BFGS takes its expectation.
-    """
-    e = torch.zeros(classes, pooled.shape[1], device=pooled.device, requires_grad=True)
-    pooled, there = pooled.to(e.dtype), F.one_hot(y, classes).bool()
-    solver = torch.optim.LBFGS([e], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        s = pooled @ e.T
-        fakes = F.softplus(s).masked_fill(there, 0).sum(1) / (classes - 1)
-        value = (F.softplus(-s[there]) + fakes).mean() / 2 + WEIGHT_DECAY * e.square().sum() / 2
-        solver.zero_grad()
-        (e.grad,) = torch.autograd.grad(value, e)
-        return value
-
-    solver.step(loss)
-    return e.detach()
-
-
-def asked(y: Tensor, classes: int, generator: torch.Generator, fakes: float = FAKES) -> tuple[Tensor, Tensor]:
-    """The classes asked for (N,): y, or with probability `fakes` any other, all alike; and whether it is y."""
-    other = torch.randint(1, classes, y.shape, generator=generator).to(y.device)
-    real = (torch.rand(y.shape, generator=generator) >= fakes).to(y.device)
-    return torch.where(real, y, (y + other) % classes), real
-
-
 def _scales(model: nn.Module, x: Tensor) -> list[str]:
     """The last layer of each size of maps that a convolution has made, the coarsest first.
 
@@ -388,48 +286,3 @@ def _without_norms(decoder: MaskDecoder) -> MaskDecoder:
     for up in ups:
         up.larger, up.bottleneck = fold_batch_norm(up.larger), fold_batch_norm(up.bottleneck)
     return decoder.eval()
-
-
-# --- the recipes' training ------------------------------------------------------------------------------------------
-
-
-def rts_training(
-    r: Recipe, x: Tensor, y: Tensor, *, classifier: str, device: torch.device, half: bool = True, **how: Any,
-) -> nn.Module:
-    """The decoder of an `RTS` of the catalogue's network `classifier`. Cost: that of `fit`.
-
-    `half` says that its weights are stored in half precision; it is trained in single.
-    """
-    rts = RTS(kit.models.load(classifier, device), layers=list(r.build["maps"]))
-    rts.fit(x, y, epochs=r.epochs, batch=r.batch, lr=r.lr, weight_decay=r.weight_decay, shift=r.shift, flip=r.flip,
-            **how)
-    return rts.fitted()
-
-
-def rts_figures(r: Recipe, decoder: Any, x: Tensor, y: Tensor) -> dict[str, float]:
-    """For the manifest: how often the selector is right on a class that is there and on one that is not (accuracy).
-
-    Of the first 500 images: how many the classifier labels y when only what the mask keeps is left, and when only that
-    is gone; the mean of the masks, also for a class that is not there; and where the object is known, how many masks
-    have their highest pixel on it once they are blurred (flat where they are 1, they have no highest else), and the
-    share of them that lies on it.
-    """
-    few = slice(0, 500)
-    x, y = x[few], y[few]
-    rts = RTS(kit.models.load(r.options["classifier"]), layers=list(decoder.maps))
-    rts.decoder = decoder
-    target, _ = asked(y, len(decoder.selector), generator(), fakes=1.0)
-    with torch.no_grad():
-        there, other = rts.see(x, y), rts.see(x, target)
-        kept, lost = (masked(x, m, generator()).clamp(0, 1) for m in (there.mask, 1 - there.mask))
-    figures = {
-        "accuracy": float(torch.cat([there.exists > 0, other.exists < 0]).float().mean()),
-        "kept": accuracy(rts.model, kept, y), "lost": accuracy(rts.model, lost, y),
-        "mask": float(there.mask.mean()), "mask_of_another": float(other.mask.mean()),
-    }
-    truth = kit.data.load(r.data, "test").mask
-    if truth is not None:
-        blurry = blurred(there.mask[:, None], 7)[:, 0]
-        figures["pointing"] = float(pointing_game(blurry, truth[few]).float().mean())
-        figures["energy_inside"] = float(energy_inside(there.mask, truth[few]).mean())
-    return figures
