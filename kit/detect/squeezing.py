@@ -5,7 +5,8 @@
 The squeezers are functions of images in [0, 1]. Source: Xu et al., Feature Squeezing: detecting adversarial examples in
 deep neural networks, NDSS 2018.
 """
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +84,10 @@ def _mirrored(x: Tensor, before: int, after: int) -> Tensor:
     return x
 
 
+def _squeezed(x: Tensor, name: str, arguments: Sequence) -> Tensor:
+    return SQUEEZERS[name](x, *arguments)
+
+
 SQUEEZERS = {"bit_depth": bit_depth, "median": median, "non_local_means": non_local_means}
 GREY_SQUEEZERS = (("bit_depth", 1), ("median", 2))
 COLOUR_SQUEEZERS = (("bit_depth", 5), ("median", 2), ("non_local_means", 13, 3, 2.0))
@@ -108,11 +113,15 @@ class FeatureSqueezing(Detector):
                 raise ValueError(f"there is no squeezer {name!r}: choose among {', '.join(SQUEEZERS)}")
         self.squeezers = tuple(tuple(s) for s in squeezers)
 
+    @property
+    def views(self) -> list[Callable[[Tensor], Tensor]]:
+        """The squeezers with their arguments, as functions of images: what an attack must deceive too."""
+        return [partial(_squeezed, name=name, arguments=arguments) for name, *arguments in self.squeezers]
+
     def changes(self, x: Tensor) -> Tensor:
         """‖p(x) − p(q(x))‖₁ (N, Q) of one chunk, a column per squeezer, differentiable by x."""
         p = self.model(x).softmax(1)
-        squeezed = [SQUEEZERS[name](x, *arguments) for name, *arguments in self.squeezers]
-        return torch.stack([(p - self.model(q).softmax(1)).abs().sum(1) for q in squeezed], 1)
+        return torch.stack([(p - self.model(view(x)).softmax(1)).abs().sum(1) for view in self.views], 1)
 
     def discrepancy(self, x: Tensor) -> Tensor:
         return self.changes(x).amax(1)
@@ -123,9 +132,8 @@ class FeatureSqueezing(Detector):
         Two sure and different answers have s = 2 and a softmax without gradient; their logits still have one.
         """
         z = self.model(x)
-        squeezed = [SQUEEZERS[name](x, *arguments) for name, *arguments in self.squeezers]
         k = z.argmax(1)
-        return torch.stack([margin(z, k), *(margin(self.model(q), k) for q in squeezed)], 1).amax(1)
+        return torch.stack([margin(z, k), *(margin(self.model(view(x)), k) for view in self.views)], 1).amax(1)
 
     def singles(self, x: Tensor) -> Tensor:
         """The scores of the single squeezers (N, Q), in chunks, without gradients; their maximum is `score`."""

@@ -1,4 +1,5 @@
 """What needs attack and explanation at once: explanations under fire."""
-from kit.fire.adv2 import adv2, adv2_mask, map_distance, random_patches
+from kit.fire.adv2 import adv2, adv2_flow, adv2_mask, map_distance, random_patches
+from kit.fire.defences import RTSA, Disagreement, joint
 
-__all__ = ["adv2", "adv2_mask", "map_distance", "random_patches"]
+__all__ = ["RTSA", "Disagreement", "adv2", "adv2_flow", "adv2_mask", "joint", "map_distance", "random_patches"]

@@ -85,6 +85,7 @@ CATALOGUE: dict[str, Network] = {
     "rts/scenes-resnet": Network("masks", {"maps": {"block3": 64, "block2": 32}}),
     "rts/scenes-vgg": Network("masks", {"maps": {"block3": 64, "block1": 16}}),
     "rts/cifar10-resnet": Network("masks", {"maps": {"block3": 80, "block2": 40}}),
+    "rtsa/scenes-resnet": Network("masks", {"maps": {"block3": 64, "block2": 32}}),
     "spurious/resnet": Network("resnet", COLOUR_32),
     "shuffled/resnet": Network("resnet", COLOUR_32),
     "planted/background": Network("resnet", COLOUR_32 | {"classes": 5, "width": 8}),
@@ -128,8 +129,8 @@ def load(name: str, device: str | torch.device | None = None) -> nn.Module:
     """A trained network in eval mode: images (N, C, H, W) in [0, 1] → logits (N, K). Its first layer normalises.
 
     The purifiers (`hgd/…`, `comdefend/…`) return images instead; `kit.defend` puts them before a classifier. So
-    does the autoencoder (`autozoom/digits`), whose `decoder` makes images of codes. The decoders (`rts/…`) make masks
-    of a classifier's feature maps: `kit.explain.RTS.shipped` puts the two together.
+    does the autoencoder (`autozoom/digits`), whose `decoder` makes images of codes. The decoders (`rts/…`, `rtsa/…`)
+    make masks of a classifier's feature maps: `kit.explain.RTS.shipped` (`kit.fire.RTSA`) puts the two together.
 
     `device=None` is the CPU; "auto" the GPU where there is one. Raises ValueError for a name that does not exist or
     weights that are damaged, FileNotFoundError for a network that nobody has trained yet.

@@ -22,6 +22,7 @@ from kit.defend.adversarial_training import robust_accuracy
 from kit.defend.purify import codec_figures, codec_training, denoiser_figures, denoiser_training
 from kit.defend.smoothing import pixeldp_figures, smoothed_figures
 from kit.explain.rts import rts_figures, rts_training
+from kit.fire.defences import rtsa_figures, rtsa_training
 from kit.models.registry import CATALOGUE
 from kit.models.training import Recipe, fit
 
@@ -156,6 +157,10 @@ HOW: dict[str, dict[str, Any]] = {
         "classifier": "scenes/vgg", "half": True}},
     "rts/cifar10-resnet": MASKS | {"data": "cifar10", "images": 2400, "flip": True, "options": {
         "classifier": "cifar10/resnet", "half": True}},
+    # the same, trained on forged images as well
+    "rtsa/scenes-resnet": MASKS | {"data": "scenes", "images": 2400, "flip": True, "train": rtsa_training,
+                                   "measure": rtsa_figures, "options": {
+        "classifier": "scenes/resnet", "half": True, "gamma": 10.0}},
     # networks that have learnt the wrong thing, on purpose
     "spurious/resnet": {"data": "scenes", "images": 3600, "epochs": 6, "train": fit_spurious},
     "shuffled/resnet": {"data": "scenes", "images": 512, "epochs": 40, "weight_decay": 0.0, "train": fit_shuffled},

@@ -367,7 +367,7 @@ def test_one_channel_odd_sizes_constant_images_and_a_sure_class(channels):
 def test_a_mask_that_is_1_stays_1_when_it_is_enlarged():
     for small in range(2, 9):
         for large in range(small, 40):
-            m = explainer._as_large(torch.ones(1, small, small), torch.zeros(1, 3, large, large + 1))
+            m = explainer.as_large(torch.ones(1, small, small), torch.zeros(1, 3, large, large + 1))
             assert m.shape == (1, large, large + 1)
             assert float(m.max()) <= 1
             assert float(m.min()) > 1 - 1e-6

@@ -4,7 +4,7 @@ from __future__ import annotations
 import copy
 import math
 from numbers import Real
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +61,10 @@ class RTS(Fitted):
 
     The encoder is the classifier itself, frozen, and not a copy: what its maps do not hold no mask can show, and the
     encoder's loss is the classifier's. `see(x, target)` gives mask and logits of one pass. Who trains the same decoder
-    for something else overrides `objective`.
+    for something else overrides `objective`; `shelf` is where the catalogue keeps its decoders.
     """
+
+    shelf: ClassVar[str] = "rts"
 
     def __init__(
         self, model: nn.Module, *, layers: list[str] | None = None, width: int = 16, confidence: float = 6.0,
@@ -91,7 +93,7 @@ class RTS(Fitted):
         Raises ValueError where there is none, or where the network has other weights now than it was trained on.
         """
         rts = cls(kit.models.load(name, device))
-        decoder: Any = kit.models.load(f"rts/{name.replace('/', '-')}", device)
+        decoder: Any = kit.models.load(f"{cls.shelf}/{name.replace('/', '-')}", device)
         rts.decoder, rts.layers, rts.width = decoder, list(decoder.maps), decoder.width
         rts._check(rts.model)
         return rts
@@ -137,7 +139,7 @@ class RTS(Fitted):
         if (decoder.selector.dtype, decoder.selector.device) != (x.dtype, x.device):
             decoder = copy.deepcopy(decoder).to(x)
         e = decoder.selector[z.detach().argmax(1) if target is None else target]
-        return Seen(_as_large(decoder(maps, e, self.confidence), x), selected(maps[0], e).mean((1, 2)), z)
+        return Seen(as_large(decoder(maps, e, self.confidence), x), selected(maps[0], e).mean((1, 2)), z)
 
     def _encoded(self, x: Tensor, model: nn.Module | None = None) -> tuple[list[Tensor], Tensor]:
         layers, model = self.layers or [], self.model if model is None else model
@@ -189,7 +191,7 @@ class RTS(Fitted):
         with torch.no_grad():
             maps, _ = self._encoded(x)
         mask = decoder([A.to(selector.dtype) for A in maps], selector[target])
-        t = self.terms(x, y, _as_large(mask, x).to(x.dtype), real, generator)
+        t = self.terms(x, y, as_large(mask, x).to(x.dtype), real, generator)
         return self.destroy * t.destroy + self.preserve * t.preserve + self.area * t.area + self.smooth * t.smooth
 
     def terms(
@@ -267,7 +269,7 @@ def _channels(maps: dict[str, Tensor]) -> list[int]:
     return [A.shape[1] for A in maps.values()]
 
 
-def _as_large(mask: Tensor, x: Tensor) -> Tensor:
+def as_large(mask: Tensor, x: Tensor) -> Tensor:
     """The masks (N, h, w), resized bilinearly to the images."""
     if mask.shape[1:] == x.shape[2:]:
         return mask

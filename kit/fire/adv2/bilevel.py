@@ -5,7 +5,7 @@
 m* has no formula to differentiate. Instead a mask follows the image by a few steps of its own descent in each round,
 and x' is moved as if the last of these steps were all that depended on it: a look-ahead of one step.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kit.core import Goal, Linf, Live, asking, differentiate, leaf, per_image
 from kit.core.balls import column
 from kit.explain.mask import Descent, mask
-from kit.fire.adv2.descent import keep, map_distance, wanted
+from kit.fire.adv2.descent import View, keep, map_distance, wanted
 
 HALVINGS = 6  # of the step; their code makes 10
 
@@ -24,6 +24,7 @@ def adv2_mask(
     model: nn.Module, x: Tensor, target: Tensor, explain: Callable[..., Tensor] = mask, *,
     map_target: Tensor | None = None, eps: float | Tensor, step: float | Tensor | None = None, warm: int = 20,
     steps: int = 60, inner: int = 4, solve: int = 100, every: int = 15, kappa: float = 0.3, sure: float = 0.5,
+    views: Sequence[View] = (),
 ) -> Tensor:
     """`warm` targeted steps up the lead z_t − max_{j≠t} z_j, then `steps` rounds, each of which
 
@@ -33,7 +34,8 @@ def adv2_mask(
             image, that leaves the lead above κ (s = 0 where none does)
 
     and every `every` rounds, and at the end, solves the mask anew on x', by `solve` steps, and goes on from there:
-    of these the image keeps the one of least ℓ_int, as `adv2` does. `explain` is `kit.explain.mask`, with settings by
+    of these the image keeps the one of least ℓ_int, as `adv2` does. With `views`, as there, the lead is the least of
+    those of x' and its views. `explain` is `kit.explain.mask`, with settings by
     `functools.partial`; the default step is eps/8, and the authors' is normalised in l2. Memory does not grow with any
     of these numbers. Cost, in forward and backward passes: `solve` and steps · (inner + 3), `solve` at each look,
     and a forward pass for each halving. Source: the paper, section 3.4 and algorithm 1; the authors' code.
@@ -49,14 +51,20 @@ def adv2_mask(
         with asking(model, live.rows):
             return explain(model, v, classes, state=state, steps=solve), state
 
+    def answers(v: Tensor) -> Tensor:
+        return torch.stack([live.ask(w) for w in (v, *(view(v) for view in views))])
+
+    def least(v: Tensor) -> Tensor:
+        return torch.stack([live.goal.lead(z) for z in answers(v)]).amin(0)
+
     def lead(v: Tensor) -> Tensor:
         with torch.no_grad():
-            return live.goal.lead(live.ask(v))
+            return least(v)
 
     def up(v: Tensor, short: Tensor | None = None) -> Tensor:
         """A step of the lead's sign for the images that are short of it."""
         v = leaf(v)
-        g = live.grad(live.goal.lead(live.ask(v)), v)
+        g = live.grad(least(v), v)
         moved = within.project(within.step(v.detach(), g, step), x)
         return moved if short is None else torch.where(column(short, v), moved, v.detach())
 
@@ -71,7 +79,7 @@ def adv2_mask(
         if k % every == 0 or k == steps:
             shown, state = solved(v, target)
             with torch.no_grad():
-                keep(live, v, live.ask(v), map_distance(shown, m), sure)
+                keep(live, v, answers(v), map_distance(shown, m), sure)
         if k == steps:
             break
         if bool((short := lead(v) <= kappa).any()):

@@ -1,5 +1,5 @@
 """ADV² on a map that a pass or two through the network makes, and what both stand on: symbols as in `kit.fire.adv2`."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -11,6 +11,7 @@ from kit.core.seeding import Source
 
 Explain = Callable[..., Tensor]
 Term = Callable[[Tensor, Tensor], Tensor]
+View = Callable[[Tensor], Tensor]
 
 EVERY = 5  # the true network's map is looked at so often; their code: every 10 steps (GRAD) or 50
 
@@ -22,7 +23,13 @@ def unit(R: Tensor) -> Tensor:
 
 
 def map_distance(a: Tensor, b: Tensor) -> Tensor:
-    """ℓ_int: the mean over the pixels of the squared difference of two maps, each scaled to [0, 1], (N,)."""
+    """ℓ_int: the mean over the pixels of the squared difference of two maps, each scaled to [0, 1], (N,).
+
+    Raises ValueError for maps of two sizes.
+    """
+    if a.shape[1:] != b.shape[1:]:
+        raise ValueError(f"the maps shown are {tuple(a.shape[1:])} and those wanted {tuple(b.shape[1:])}: give them "
+                         "in the size that the explainer's have")
     return (unit(a) - unit(b)).square().mean((1, 2))
 
 
@@ -31,7 +38,7 @@ def adv2(
     model: nn.Module, x: Tensor, target: Tensor, explain: Explain, *, map_target: Tensor | None = None,
     eps: float | Tensor, step: float | Tensor | None = None, warm: int = 20, steps: int = 200, lam: float = 1000.0,
     ramp: float = 100.0, smoothing: float = 0.05, sure: float = 0.5, smooth: float | None = 1e-4,
-    extra: Term | None = None,
+    extra: Term | None = None, views: Sequence[View] = (),
 ) -> Tensor:
     """Two stages of projected steps of the gradient's sign: `warm` steps down ℓ_prd alone, then `steps` down the sum.
 
@@ -44,13 +51,16 @@ def adv2(
     extra        one more term, (x', target) -> (N,), to be minimised: the loss of an interpreter with an encoder of its
                  own (theirs, for RTS: 0.1 times its cross-entropy). Of `kit.explain.RTS` the encoder is the classifier,
                  and ℓ_prd is that loss already
+    views        functions of images whose results must be answered t too, by which a detector compares: ℓ_prd is the
+                 mean over x' and its views, and their least probability counts. `FeatureSqueezing.views` are such
 
     The default step is eps/8 (their 1/255 at 8/255), and falls to 0 in the second stage. Of the iterates of that stage
     each image keeps the one with the least ℓ_int, read on the true network, among those that are answered t with a
     probability over `sure` (0.8 in their code, on networks that are easier to fool); where there is none, the one of
     greatest probability. Warns (MisleadingModel) of images whose map does not move.
     Cost: a forward and a backward pass a step; in the second stage also an explanation with its graph, a backward pass
-    through that, and an explanation in every fifth step. Raises ValueError or TypeError for what makes no sense.
+    through that, and an explanation in every fifth step; each view adds a pass of each kind to a step.
+    Raises ValueError or TypeError for what makes no sense.
     """
     if warm < 0 or not 0 <= smoothing < 1 or not 0 <= sure < 1 or not ramp > 0:
         raise ValueError("warm must be 0 or more, smoothing and sure lie in [0, 1), and ramp be more than 0, not "
@@ -62,13 +72,16 @@ def adv2(
         with asking(model, live.rows):
             return explain(model, v, classes, create_graph=create_graph)
 
+    def answers(v: Tensor) -> Tensor:
+        return torch.stack([live.ask(w) for w in (v, *(view(v) for view in views))])
+
     m = wanted(live, map_target, shown)
     v = x
     for k in range(-warm, steps):
         v = leaf(v)
         with smooth_relu(smooth) if smooth else nullcontext():
-            z = live.ask(v)
-            loss = F.cross_entropy(z, target, reduction="none", label_smoothing=smoothing)
+            z = answers(v)
+            loss = prediction_loss(z, target, smoothing)
             if k >= 0:
                 off = map_distance(shown(v, target, create_graph=True), m)
                 if k == 0:
@@ -81,9 +94,15 @@ def adv2(
             keep(live, v.detach(), z.detach(), map_distance(shown(v.detach(), target), m), sure)
         v = within.project(within.step(v.detach(), -g, step * min(1, 1 - k / steps)), x)
     with torch.no_grad():
-        z = live.ask(v)
+        z = answers(v)
     keep(live, v, z, map_distance(shown(v, target), m), sure)
     return live.found.x_adv
+
+
+def prediction_loss(z: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    """ℓ_prd (N,) of logits (V, N, K): the mean over the views of the cross-entropy of t with this label smoothing."""
+    losses = F.cross_entropy(z.flatten(0, 1), target.repeat(len(z)), reduction="none", label_smoothing=smoothing)
+    return losses.view(len(z), -1).mean(0)
 
 
 def wanted(live: Live, map_target: Tensor | None, shown: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -93,15 +112,18 @@ def wanted(live: Live, map_target: Tensor | None, shown: Callable[[Tensor, Tenso
         z = live.ask(x)
     check_labels(target, x, z.shape[1], "target")
     m = shown(x, z.argmax(1)) if map_target is None else map_target
-    if m.shape != (len(x), *x.shape[2:]):
+    if map_target is not None and (m.shape[:2] != (len(x), x.shape[2]) or m.dim() != 3 or m.shape[2] % x.shape[3]):
         raise ValueError(f"map_target must be maps ({len(x)}, {x.shape[2]}, {x.shape[3]}), not {tuple(m.shape)}")
     return m
 
 
 def keep(live: Live, v: Tensor, z: Tensor, off: Tensor, sure: float) -> None:
-    """Keep, image by image, v where it is answered t with p_t > sure, and of those the one of least ℓ_int = off."""
-    p = z.softmax(1).gather(1, live.goal.target[:, None])[:, 0]
-    good = live.goal.reached(z) & (p > sure)
+    """Keep, image by image, v where it is answered t with p_t > sure, and of those the one of least ℓ_int = off.
+
+    Of logits z (V, N, K) of several views, all must be so.
+    """
+    p = z.softmax(2)[:, torch.arange(z.shape[1], device=z.device), live.goal.target].amin(0)
+    good = torch.stack([live.goal.reached(own) for own in z]).all(0) & (p > sure)
     live.best(v, torch.where(good, -off, p), good)
 
 
