@@ -158,8 +158,8 @@ HOW: dict[str, dict[str, Any]] = {
     "rts/cifar10-resnet": MASKS | {"data": "cifar10", "images": 2400, "flip": True, "options": {
         "classifier": "cifar10/resnet", "half": True}},
     # the same, trained on forged images as well
-    "rtsa/scenes-resnet": MASKS | {"data": "scenes", "images": 2400, "flip": True, "train": rtsa_training,
-                                   "measure": rtsa_figures, "options": {
+    "rtsa/scenes-resnet": MASKS | {"data": "scenes", "images": 2400, "flip": True, "epochs": 12, "batch": 64,
+                                   "train": rtsa_training, "measure": rtsa_figures, "options": {
         "classifier": "scenes/resnet", "half": True, "gamma": 10.0}},
     # networks that have learnt the wrong thing, on purpose
     "spurious/resnet": {"data": "scenes", "images": 3600, "epochs": 6, "train": fit_spurious},
