@@ -157,7 +157,7 @@ HOW: dict[str, dict[str, Any]] = {
         "classifier": "scenes/vgg", "half": True}},
     "rts/cifar10-resnet": MASKS | {"data": "cifar10", "images": 2400, "flip": True, "options": {
         "classifier": "cifar10/resnet", "half": True}},
-    # the same, trained on forged images as well
+    # the same, trained on forged images as well; with γ = 40 its clean maps leave the object (dev images)
     "rtsa/scenes-resnet": MASKS | {"data": "scenes", "images": 2400, "flip": True, "epochs": 12, "batch": 64,
                                    "train": rtsa_training, "measure": rtsa_figures, "options": {
         "classifier": "scenes/resnet", "half": True, "gamma": 10.0}},

@@ -24,8 +24,8 @@ def adv2_flow(
     without the last term in the first `warm` steps. No ball bounds x': no colour is new, and τ keeps the flow even. The
     other arguments are those of `adv2`, and so is what is kept, over both stages where the map allows it.
     Their code: lr 0.01, τ = 0.0005 and 200 and 600 steps, on images of 224 pixels.
-    Cost: a forward and a backward pass a step; in the second stage also an explanation with its graph, a backward pass
-    through that, and an explanation in every fifth step.
+    Cost: a forward and a backward pass a step, and one more; in the second stage also an explanation with its graph, a
+    backward pass through that, and an explanation in every fifth step.
     Source: the paper, section 5.2 (alternative attack framework), and the authors' code.
     """
     if warm < 0 or not tau >= 0 or not 0 <= smoothing < 1 or not 0 <= sure < 1 or not ramp > 0:
@@ -44,6 +44,7 @@ def adv2_flow(
         with smooth_relu(smooth) if smooth else nullcontext():
             v = warp(x, flow)
             z = live.ask(v)
+            live.lead(z, flow)  # looks once whether the answer moves with the flow: the other terms would hide it
             loss = F.cross_entropy(z, target, reduction="none", label_smoothing=smoothing) + tau * unevenness(flow)
             if k >= 0:
                 off = map_distance(shown(v, target, create_graph=True), m)
