@@ -141,7 +141,7 @@ def random_patches(x: Tensor, *, generator: Source = None) -> Tensor:
     """Maps (N, H, W) to be shown that have nothing to do with the image: one disc or one box each, anywhere inside.
 
     The radius, or half the side, is 30/224 to 60/224 of the image's shorter side; a box is turned by up to 30°. Inside
-    the map is U(0.9, 1), outside U(0, 0.1). Source: the paper, section 5.2 (random patch interpretations); the sizes
+    the map is U(0.9, 1), outside U(0, 0.1). Source: the paper (random patch interpretations); the sizes
     are those of the authors' code.
     """
     (n, _, h, w), short = x.shape, min(x.shape[2:])

@@ -26,7 +26,7 @@ def adv2_flow(
     Their code: lr 0.01, τ = 0.0005 and 200 and 600 steps, on images of 224 pixels.
     Cost: a forward and a backward pass a step, and one more; in the second stage also an explanation with its graph, a
     backward pass through that, and an explanation in every fifth step.
-    Source: the paper, section 5.2 (alternative attack framework), and the authors' code.
+    Source: the paper (alternative attack framework), and the authors' code.
     """
     if warm < 0 or not tau >= 0 or not 0 <= smoothing < 1 or not 0 <= sure < 1 or not ramp > 0:
         raise ValueError("warm and tau must be 0 or more, smoothing and sure lie in [0, 1), and ramp be more than 0, "

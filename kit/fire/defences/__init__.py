@@ -5,7 +5,7 @@
     RTS^A                  an RTS that was trained to give another map where ADV² forges it: `RTSA`
     squeezers              `kit.detect.FeatureSqueezing`; its `views` are what `adv2` must deceive as well
 
-Source: Zhang et al., Interpretable deep learning under fire, USENIX Security 2020, sections 5.3 and 6.
+Source: Zhang et al., Interpretable deep learning under fire, USENIX Security 2020, its discussion and countermeasures.
 """
 from kit.fire.defences.disagreement import Disagreement, joint
 from kit.fire.defences.rtsa import RTSA, rtsa_figures, rtsa_training
