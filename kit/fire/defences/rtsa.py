@@ -3,7 +3,7 @@
     min over g of E[ℓ_map(g; x) − γ ‖g(x; y) − g(x'; t)‖₁],     x' = ADV² on g as it is then, t the runner-up for x
 
 so that the map of the wrong answer is not the one of the right answer: the attack shows. ℓ_map is the objective of RTS,
-‖·‖₁ the mean over the pixels, and x' has no gradient of its own. Source: Zhang et al. 2020, adversarial training of the interpreter.
+‖·‖₁ the mean over the pixels, and x' has no gradient of its own. Source: Zhang et al. 2020.
 """
 from __future__ import annotations
 
