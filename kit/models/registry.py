@@ -71,6 +71,10 @@ CATALOGUE: dict[str, Network] = {
     "ens4/inception": Network("inception", COLOUR_32),
     "adv/resnet": Network("resnet", COLOUR_32),
     "at/resnet": Network("resnet", COLOUR_32),
+    "trades/resnet": Network("resnet", COLOUR_32),
+    **{f"{how}/digits": Network("cnn7", GREY_28)
+       for how in ("at", "joint", "trades", "free", "yopo", "fast", "fgsm", "augmented", "generated")},
+    "at/cifar10": Network("resnet", COLOUR_32 | {"width": 48}),
     "noisy/inception": Network("inception", COLOUR_32),
     **{f"noisy{s}/{data}": Network("mlp", GREY_28 | {"width": 128})
        for data in ("digits", "mnist") for s in (25, 50, 100)},

@@ -4,7 +4,7 @@
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +16,9 @@ from kit.core.seeding import ambient_randomness_kept
 from kit.models.registry import build
 
 Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+Gradients = tuple[Tensor, Sequence[Tensor | None]]
+Oracle = Callable[[nn.Module, list[nn.Parameter], Tensor, Tensor, torch.Generator], Gradients]
+Watch = Callable[[int, nn.Module], None]
 Before = Callable[[int, int], None]
 Progress = Callable[[int, int, float], None]
 
@@ -77,6 +80,7 @@ def fit(
     r: Recipe, x: Tensor, y: Tensor, *, device: torch.device, seed: int = 0, progress: Progress | None = None,
     loss: Loss = cross_entropy, momentum: float | None = None, cutout: int = 0, half: bool = False,
     before: Before | None = None, checkpoint: Checkpoint | None = None, start: nn.Module | None = None,
+    oracle: Oracle | None = None, replays: int = 1, memory: dict[str, Tensor] | None = None, watch: Watch | None = None,
 ) -> nn.Module:
     """min over θ of E[loss(f_θ, t(x), y)], t a random translation and mirroring where the recipe says so.
 
@@ -84,12 +88,18 @@ def fit(
     images there. AdamW, or SGD with Nesterov's `momentum` where one is given; the learning rate rises to `lr` over 30 %
     of the steps and falls to zero along a cosine. `cutout` blanks a square of that side in every image; `half`
     multiplies in bfloat16, twice as fast on processors that know it (and `train` rounds the weights to half precision).
-    `before(step, steps)` is called before every step, `progress(step, steps, loss)` after it. With a `checkpoint` a
-    training that was stopped goes on at its last whole epoch, and ends in the same weights. `start` is trained itself,
-    from the weights that it has, in place of a fresh network of the recipe's family.
-    Nothing of the caller's is changed, the ambient random state included. Raises ValueError where the loss is NaN.
-    Cost: `epochs` times the loss's forward and backward passes over x.
+    `before(step, steps)` is called before every step, `progress(step, steps, loss)` after it, `watch(epochs done,
+    model)` after every epoch. With a `checkpoint` a training that was stopped goes on at its last whole epoch, and ends
+    in the same weights. `start` is trained itself, from the weights that it has, in place of a fresh network of the
+    recipe's family.
+
+    Who needs more than the gradient of a loss gives an `oracle(model, weights, x, y, generator) -> (loss, gradient of
+    each weight)` in its place. Each batch is learnt from `replays` times in a row, and what an oracle carries from step
+    to step is in `memory`, which the checkpoint keeps.
+    Nothing of the caller's is changed, the ambient random state included. Raises ValueError where the loss is NaN or
+    infinite, and names the step. Cost: `epochs` times `replays` times the passes of the loss (or oracle) over x.
     """
+    oracle = oracle or differentiated(loss)
     if len(x) != len(y) or not len(x):
         raise ValueError(f"every image needs one label: there are {len(x)} images and {len(y)} labels")
     with ambient_randomness_kept(device):
@@ -99,34 +109,38 @@ def fit(
         generator = torch.Generator().manual_seed(seed)
         batch = min(r.batch, len(x))
         per_epoch = len(x) // batch
-        steps = r.epochs * per_epoch
+        steps = r.epochs * per_epoch * replays
         weights = list(model.parameters())
         optimiser: torch.optim.Optimizer = (
             torch.optim.AdamW(weights, lr=r.lr, weight_decay=r.weight_decay) if momentum is None
             else torch.optim.SGD(weights, lr=r.lr, weight_decay=r.weight_decay, momentum=momentum, nesterov=True))
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, r.lr, total_steps=max(2, steps), cycle_momentum=momentum is None)
-        state = State(model, optimiser, schedule, generator, device)
+        state = State(model, optimiser, schedule, generator, device, {} if memory is None else memory)
         first = state.restore(None if checkpoint is None else checkpoint.load())
         for epoch in range(first, r.epochs):
             order = torch.randperm(len(x), generator=generator)
-            for i in range(per_epoch):
-                step, rows = epoch * per_epoch + i, order[i * batch : (i + 1) * batch]
-                xb = blank(augment(x[rows], r.shift, r.flip, generator), cutout, generator)
-                xb = xb.to(device).contiguous(memory_format=torch.channels_last)
+            values = []
+            for i in range(per_epoch * replays):
+                step, batch_of = epoch * per_epoch * replays + i, i // replays
+                if i % replays == 0:
+                    rows = order[batch_of * batch : (batch_of + 1) * batch]
+                    xb = blank(augment(x[rows].to(device), r.shift, r.flip, generator), cutout, generator)
+                    xb, yb = xb.contiguous(memory_format=torch.channels_last), y[rows].to(device)
                 if before is not None:
                     before(step, steps)
                 with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                    value = loss(model, xb, y[rows].to(device), generator)
-                gradients = torch.autograd.grad(value, weights, allow_unused=True)
+                    value, gradients = oracle(model, weights, xb, yb, generator)
                 for weight, gradient in zip(weights, gradients, strict=True):  # others that the loss asks get none
                     weight.grad = gradient
                 optimiser.step()
                 schedule.step()
+                values.append(value.detach())
                 if progress is not None:
                     progress(step + 1, steps, value.item())
-            if not bool(value.isfinite()):
-                raise ValueError(f"the loss is {value.item()} after epoch {epoch + 1}: lower the recipe's lr={r.lr:g}")
+            check_finite(torch.stack(values), epoch, r)
+            if watch is not None:
+                watch(epoch + 1, model)
             if checkpoint is not None and epoch + 1 < r.epochs:
                 checkpoint.save(state.kept(epoch + 1))
     for weight in weights:
@@ -134,19 +148,42 @@ def fit(
     return model
 
 
+def differentiated(loss: Loss) -> Oracle:
+    """The oracle that asks the loss for its value, and autograd for the gradient. Cost: one backward pass."""
+
+    def oracle(
+        model: nn.Module, weights: list[nn.Parameter], x: Tensor, y: Tensor, generator: torch.Generator
+    ) -> Gradients:
+        value = loss(model, x, y, generator)
+        with torch.autocast(x.device.type, enabled=False):  # a backward pass follows its forward pass
+            return value, torch.autograd.grad(value, weights, allow_unused=True)
+
+    return oracle
+
+
+def check_finite(values: Tensor, epoch: int, r: Recipe) -> None:
+    """Raise for the first step of an epoch whose loss is NaN or infinite. Read once an epoch, so that none waits."""
+    bad = (~values.isfinite()).nonzero()
+    if len(bad):
+        i = int(bad[0])
+        raise ValueError(f"the loss is {values[i].item()} at step {epoch * len(values) + i + 1}, in epoch {epoch + 1}: "
+                         f"lower the recipe's lr={r.lr:g}")
+
+
 class State:
     """All that a training changes as it goes on, to be kept and restored: after it, the next step is the same one."""
 
     def __init__(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler,
-        generator: torch.Generator, device: torch.device,
+        generator: torch.Generator, device: torch.device, memory: dict[str, Tensor],
     ):
         self.parts: dict[str, Any] = {"model": model, "optimiser": optimiser, "schedule": schedule}
-        self.generator, self.device = generator, device
+        self.generator, self.device, self.memory = generator, device, memory
 
     def kept(self, epoch: int) -> dict[str, Any]:
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"epoch": epoch, "generator": self.generator.get_state(), "ambient": torch.get_rng_state()}
+        state["memory"] = {name: value.cpu() for name, value in self.memory.items()}
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
         return state
@@ -157,6 +194,7 @@ class State:
             return 0
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
+        self.memory.update({name: value.to(self.device) for name, value in state["memory"].items()})
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["ambient"])
         if self.device.type == "cuda":
@@ -170,10 +208,11 @@ def augment(x: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Te
     if shift:
         x = F.pad(x, [shift] * 4, mode="replicate")
         top, left = torch.randint(0, 2 * shift + 1, (2, n), generator=generator)
-        rows, columns = top[:, None] + torch.arange(h), left[:, None] + torch.arange(w)
-        x = x[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        rows, columns = (top[:, None] + torch.arange(h)).to(x.device), (left[:, None] + torch.arange(w)).to(x.device)
+        image = torch.arange(n, device=x.device)[:, None, None]
+        x = x[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if flip:
-        mirrored = torch.rand(n, generator=generator) < 0.5
+        mirrored = (torch.rand(n, generator=generator) < 0.5).to(x.device)
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     return x
 
@@ -187,4 +226,4 @@ def blank(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
     rows, columns = torch.arange(h), torch.arange(w)
     inside = ((rows >= top) & (rows < top + side))[:, None, :, None] & (
         (columns >= left) & (columns < left + side))[:, None, None, :]
-    return x.masked_fill(inside, 0.5)
+    return x.masked_fill(inside.to(x.device), 0.5)

@@ -65,7 +65,7 @@ def test_with_no_radius_or_only_clean_images_it_is_plain_training():
 
 def spied(monkeypatch):
     """What the trainer's FGSM is called with."""
-    module, calls = sys.modules["kit.defend.adversarial_training"], []
+    module, calls = sys.modules["kit.defend.adversarial_training.ensemble"], []
     fgsm = module.fgsm
 
     def spy(model, x, y, *, eps):

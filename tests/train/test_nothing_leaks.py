@@ -32,6 +32,7 @@ OPTIONS = {
     "ibp_training": (Recipe("scenes", "small", {"channels": 3, "size": 32, "width": 4}, epochs=1, batch=4),
                      {"eps": 0.1, "warm": 0.0}),
     "adversarial_training": (CLASSIFIER, {"steps": 2, "clean": 0.5}),
+    "adversarial_augmentation": (CLASSIFIER, {"source": "one", "steps": 2}),
 }
 
 
@@ -116,6 +117,7 @@ def test_training(trainer, raises, monkeypatch):
 def test_there_are_trainers_to_test():
     names = {f.__name__ for f in trainers()}
     assert names >= {"fit", "fit_spurious", "fit_shuffled", "adversarial_training", "ensemble_adversarial_training",
+                     "fast_training", "free_training", "yopo_training", "trades", "adversarial_augmentation",
                      "single_step_training", "noisy_training", "denoiser_training", "codec_training", "rts_training"}
 
 

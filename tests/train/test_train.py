@@ -80,7 +80,7 @@ def test_a_training_that_cannot_be(home):
     x, y = toy()
     with pytest.raises(ValueError, match="40 images and 39 labels"):
         kit.train.fit(TOY, x, y[1:], device=CPU)
-    with pytest.raises(ValueError, match=r"loss is nan after epoch 1: lower the recipe's lr"):
+    with pytest.raises(ValueError, match=r"loss is nan at step 1, in epoch 1: lower the recipe's lr"):
         kit.train.fit(TOY, x, y, device=CPU, loss=lambda model, *_: model(x).sum() * torch.nan)
     with pytest.raises(ValueError, match="no recipe for 'digits/cnn8'"):
         kit.train.train("digits/cnn8")
