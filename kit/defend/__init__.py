@@ -6,6 +6,7 @@ from kit.defend.adversarial_training import (
     fast_training,
     free_training,
     generated_augmentation,
+    masking,
     single_step_training,
     trades,
     yopo_training,
@@ -17,6 +18,6 @@ from kit.defend.victims import load, names
 __all__ = [
     "ABSTAIN", "HGD", "ComDefend", "FeatureDistillation", "PixelDP", "RandomEnsemble", "RandomResizePad", "Smoothed",
     "adversarial_augmentation", "adversarial_training", "ensemble_adversarial_training", "fast_training",
-    "free_training", "generated_augmentation", "load", "names", "noisy_training", "pixeldp_training",
-    "single_step_training", "trades", "yopo_training",
+    "free_training", "generated_augmentation", "load", "masking", "names", "noisy_training",
+    "pixeldp_training", "single_step_training", "trades", "yopo_training",
 ]
