@@ -11,7 +11,14 @@ import kit.defend
 import kit.models
 from kit.attacks import bim, pgd
 from kit.core import accuracy, generator
-from kit.defend import adversarial_training, ensemble_adversarial_training, noisy_training, single_step_training
+from kit.defend import (
+    adversarial_training,
+    ensemble_adversarial_training,
+    noisy_training,
+    single_step_training,
+    trades,
+    yopo_training,
+)
 from kit.defend.adversarial_training import half_normal
 from kit.models import Recipe, registry
 
@@ -43,12 +50,12 @@ def robustness(model, x, y):
     return accuracy(model, pgd(model.eval(), x, y, eps=EPS, steps=20), y)
 
 
-@pytest.mark.parametrize("steps", [{"steps": 5}, {"steps": 1, "step": 1.25 * EPS}])
-def test_it_learns_what_an_attack_cannot_hide(plain, steps):
+@pytest.mark.parametrize(("trainer", "how"), [(adversarial_training, {"steps": 5}), (yopo_training, {}), (trades, {})])
+def test_it_learns_what_an_attack_cannot_hide(plain, trainer, how):
     (x, y), (held, label) = robust_or_not(600, 0), robust_or_not(400, 1)
     assert accuracy(plain, held, label) > 0.97
     assert robustness(plain, held, label) < 0.3
-    robust = adversarial_training(TOY, x, y, device=CPU, eps=EPS, **steps)
+    robust = trainer(TOY, x, y, device=CPU, eps=EPS, **how).eval()
     assert robustness(robust, held, label) > 0.75
     assert accuracy(robust, held, label) < 0.95  # the price: what is weak is given up
 
