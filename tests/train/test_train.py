@@ -57,9 +57,10 @@ def test_recipes_are_those_that_the_shipped_networks_were_made_by():
 <<<<<<< HEAD
     assert len(shipped) == 39
     assert len(shipped) == 45
-=======
     assert len(shipped) == 47
->>>>>>> 9b22962 (Twelve robust networks, from their recipes)
+=======
+    assert len(shipped) == 58
+>>>>>>> e878191 (Training against yourself: the chapter, and where the book names it)
     for name in shipped:
         assert kit.models.entry(name)["recipe"] == json.loads(json.dumps(kit.train.RECIPES[name].as_dict())), name
 
