@@ -147,7 +147,7 @@ HOW: dict[str, dict[str, Any]] = {
         "source": "digits/cnn7", "eps": 0.2, "half": True}},
     "generated/digits": HARDENED | {"train": generated_augmentation, "options": {
         "copies": 2, "half": True}},
-    "at/cifar10": {"data": "cifar10", "epochs": 30, "batch": 256, "lr": 0.2, "weight_decay": 5e-4, "shift": 3,
+    "at/cifar10": {"data": "cifar10", "epochs": 20, "batch": 256, "lr": 0.2, "weight_decay": 5e-4, "shift": 3,
                    "flip": True, "train": adversarial_training, "measure": robust_at_eps, "options": {
                        "eps": 8 / 255, "steps": 7, "step": 2 / 255, "momentum": 0.9, "half": True}},
     "noisy/inception": DEFENDED | {
