@@ -1,5 +1,6 @@
 """Explanations: why a model answers as it does, from inside, from outside, and from its training data."""
 from kit.explain.afi import Afi
+from kit.explain.bayes import Posterior, bayes, bayes_table
 from kit.explain.cam import cam, grad_cam
 from kit.explain.counterfactual import counterfactual, mad
 from kit.explain.extremal import extremal, extremal_curve, perturbed
@@ -57,6 +58,7 @@ __all__ = [
     "randomised", "rank_correlation", "ssim",
     "Game", "Surrogate", "image_game", "kernel_shap", "lime", "lime_table", "shapley", "sp_lime", "stability",
     "superpixels", "surrogate", "table_game", "text_game",
+    "Posterior", "bayes", "bayes_table",
     "Influence", "retrain", "tracin", "training_set_attack",
     "counterfactual", "mad",
     "Afi", "colour_basis", "ConceptTest", "deep_dream", "facets", "maximise", "multifaceted", "purity", "responses",

@@ -73,13 +73,7 @@ def surrogate(
         raise ValueError(f"samples must be 2 or more, not {samples}")
     if kernel == "shap":
         return _shap(game, samples, ridge or 0.0, generator)
-    table = torch.zeros(M + 2, M + 2, dtype=torch.float64)
-    whole = 0.0
-    for k, b in enumerate(_near(M, samples, game.batch, draw, generator)):
-        v = game.value(b)
-        whole = float(v[0]) if k == 0 else whole
-        distance = 1 - (b.sum(1) / M).double().sqrt()
-        _add(table, b.double(), v, torch.exp(-distance.square() / (2 * width**2)))
+    table, whole = near_table(game, samples, width, draw, generator)
     chosen = _selected(table, keep, select, samples) if keep is not None and keep < M else torch.arange(M)
     return _solved(table, 1.0 if ridge is None else ridge, chosen, whole, game)
 
@@ -93,20 +87,10 @@ def lime_table(
     σ are the standard deviations of the columns of `data` (n, d), so φ_k is the effect of one of them. width is ¾√d by
     default, as the authors have it. Cost: `samples` predictions.
     """
-    row, scale = np.asarray(row, dtype=np.float64).reshape(-1), np.asarray(data, dtype=np.float64).std(0)
-    d, ask = len(row), asker(predict)
-    width = 0.75 * math.sqrt(d) if width is None else width
-    answer = ask(row[None])[0]
-    chosen = int(answer.argmax()) if target is None else int(target)
-    table = torch.zeros(d + 2, d + 2, dtype=torch.float64)
-    source = generator or fresh()
-    for start in range(0, samples, 1024):
-        xi = normal(torch.zeros(min(1024, samples - start), d, dtype=torch.float64), source)
-        xi[0] *= float(start > 0)
-        v = ask(row + scale * xi.numpy())[:, chosen]
-        _add(table, xi, v, torch.exp(-xi.square().sum(1) / (2 * width**2)))
-    game = table_game(predict, row, np.asarray(data, dtype=np.float64).mean(0), chosen, names)
-    found = _solved(table, ridge, torch.arange(d), float(answer[chosen]), game)
+    row, data = np.asarray(row, dtype=np.float64).reshape(-1), np.asarray(data, dtype=np.float64)
+    table, answer, chosen = around_table(predict, row, data, target, samples, width, generator)
+    game = table_game(predict, row, data.mean(0), chosen, names)
+    found = _solved(table, ridge, torch.arange(len(row)), answer, game)
     return replace(found, prediction=found.intercept)  # the row itself is ξ = 0
 
 
@@ -129,6 +113,49 @@ def shapley(game: Game) -> Tensor:
         without = number[~b[:, j]]
         values.append((weight[size[without]] * (v[without + 2**j] - v[without])).sum())
     return torch.stack(values)
+
+
+def near_table(
+    game: Game, samples: int, width: float, draw: str, source: torch.Generator | None,
+) -> tuple[Tensor, float]:
+    """The sums (M + 2)² that LIME's regression needs, of [b 1 v] weighted by π(b), and the answer to the whole input."""
+    M = game.players
+    table, whole = torch.zeros(M + 2, M + 2, dtype=torch.float64), 0.0
+    for k, b in enumerate(_near(M, samples, game.batch, draw, source)):
+        v = game.value(b)
+        whole = float(v[0]) if k == 0 else whole
+        distance = 1 - (b.sum(1) / M).double().sqrt()
+        add(table, b.double(), v, torch.exp(-distance.square() / (2 * width**2)))
+    return table, whole
+
+
+def around_table(
+    predict: Any, row: np.ndarray, data: np.ndarray, target: int | None, samples: int, width: float | None,
+    source: torch.Generator | None,
+) -> tuple[Tensor, float, int]:
+    """The same sums around a row of a table, of [ξ 1 v]; the answer to the row; and the class that is explained."""
+    d, ask, scale, source = len(row), asker(predict), data.std(0), source or fresh()
+    width = 0.75 * math.sqrt(d) if width is None else width
+    answer = ask(row[None])[0]
+    chosen = int(answer.argmax()) if target is None else int(target)
+    table = torch.zeros(d + 2, d + 2, dtype=torch.float64)
+    for start in range(0, samples, 1024):
+        xi = normal(torch.zeros(min(1024, samples - start), d, dtype=torch.float64), source)
+        xi[0] *= float(start > 0)
+        v = ask(row + scale * xi.numpy())[:, chosen]
+        add(table, xi, v, torch.exp(-xi.square().sum(1) / (2 * width**2)))
+    return table, float(answer[chosen]), chosen
+
+
+def shapley_mass(M: int) -> Tensor:
+    """How likely the kernel of KernelSHAP makes a coalition of 1 … M − 1 pieces, but for a factor, (M − 1,)."""
+    sizes = torch.arange(1, M, dtype=torch.float64)
+    return (M - 1) / (sizes * (M - sizes))
+
+
+def coalitions_of(size: Tensor, M: int, source: torch.Generator) -> Tensor:
+    """One random coalition (B, M) of each size (B,)."""
+    return uniform(torch.empty(len(size), M), source).argsort(1).argsort(1) < size[:, None]
 
 
 def _all_coalitions(M: int) -> Tensor:
@@ -157,21 +184,20 @@ def _shap(game: Game, samples: int, ridge: float, source: torch.Generator | None
     if M == 1:
         return Surrogate(ends[1:] - empty, empty, 1.0, whole, whole, game)
     table = torch.zeros(M + 2, M + 2, dtype=torch.float64)
-    sizes = torch.arange(1, M, dtype=torch.float64)
-    mass = (M - 1) / (sizes * (M - sizes))
+    mass = shapley_mass(M)
     if samples >= 2**M:
         every = _all_coalitions(M)[1:-1]
         share = mass / torch.tensor([math.comb(M, k) for k in range(1, M)], dtype=torch.float64)
         for b in every.split(game.batch):
-            _add(table, b.double(), game.value(b) - empty, share[b.sum(1) - 1])
+            add(table, b.double(), game.value(b) - empty, share[b.sum(1) - 1])
     else:
         source = source or fresh()
         for start in range(0, samples - 2, game.batch):
             half = (min(game.batch, samples - 2 - start) + 1) // 2
             size = 1 + torch.multinomial(mass, half, replacement=True, generator=source)
-            b = uniform(torch.empty(half, M), source).argsort(1).argsort(1) < size[:, None]
+            b = coalitions_of(size, M, source)
             b = torch.cat([b, ~b])[: samples - 2 - start]
-            _add(table, b.double(), game.value(b) - empty, torch.ones(len(b), dtype=torch.float64))
+            add(table, b.double(), game.value(b) - empty, torch.ones(len(b), dtype=torch.float64))
     A, c = table[:M, :M], table[:M, -1]
     system = torch.ones(M + 1, M + 1, dtype=torch.float64)  # the sum of φ is fixed, with a Lagrange multiplier
     system[:M, :M], system[M, M] = A + ridge * torch.eye(M), 0
@@ -183,13 +209,13 @@ def _shap(game: Game, samples: int, ridge: float, source: torch.Generator | None
     return Surrogate(phi, empty, _r2(left, spread), empty + float(phi.sum()), whole, game)
 
 
-def _add(table: Tensor, b: Tensor, v: Tensor, weight: Tensor) -> None:
+def add(table: Tensor, b: Tensor, v: Tensor, weight: Tensor) -> None:
     """Sum Σ π [b 1 v]ᵀ[b 1 v] into the table: all that least squares needs."""
     rows = torch.cat([b, torch.ones(len(b), 1, dtype=torch.float64), v[:, None]], 1)
     table += (rows * weight[:, None]).T @ rows
 
 
-def _centred(table: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def centred(table: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Weighted covariances A of the pieces, c with the answer, s of the answer; and the means of both."""
     M = len(table) - 2
     total, mean_b, mean_v = table[M, M], table[:M, M] / table[M, M], table[M, -1] / table[M, M]
@@ -198,7 +224,7 @@ def _centred(table: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def _solved(table: Tensor, ridge: float, chosen: Tensor, whole: float, game: Game) -> Surrogate:
-    A, c, s, mean_b, mean_v = _centred(table)
+    A, c, s, mean_b, mean_v = centred(table)
     phi = torch.zeros_like(c)
     phi[chosen] = _ridge(A, c, chosen, ridge)
     left = s - 2 * phi @ c + phi @ A @ phi
@@ -216,7 +242,7 @@ def _r2(left: Tensor, spread: Tensor) -> float:
 
 
 def _selected(table: Tensor, keep: int, select: str, samples: int) -> Tensor:
-    A, c, _, _, _ = _centred(table)
+    A, c, _, _, _ = centred(table)
     if select == "weights":
         return _ridge(A, c, torch.arange(len(c)), 0.01).abs().topk(keep).indices.sort().values
     if select == "lasso":
