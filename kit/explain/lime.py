@@ -118,7 +118,7 @@ def shapley(game: Game) -> Tensor:
 def near_table(
     game: Game, samples: int, width: float, draw: str, source: torch.Generator | None,
 ) -> tuple[Tensor, float]:
-    """The sums (M + 2)² that LIME's regression needs, of [b 1 v] weighted by π(b), and the answer to the whole input."""
+    """The sums (M + 2)² that LIME's regression needs, of [b 1 v] weighted by π(b), and the answer to the whole."""
     M = game.players
     table, whole = torch.zeros(M + 2, M + 2, dtype=torch.float64), 0.0
     for k, b in enumerate(_near(M, samples, game.batch, draw, source)):

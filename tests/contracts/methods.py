@@ -33,6 +33,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "adv2": {"steps": 6, "warm": 3},
     "adv2_flow": {"steps": 6, "warm": 6, "lr": 0.1},
     "adv2_mask": {"steps": 3, "warm": 4, "inner": 2, "solve": 3, "every": 2},
+    "move_map": {"steps": 12},
     "square": {"max_queries": 40, "p": 0.2},
     "simba": {"max_queries": 60},
     "finite_difference": {"group": 12},

@@ -21,9 +21,10 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("generator", "bim"): "takes one for oracles that draw; the gradient draws nothing",
     ("generator", "atta"): "as bim: it draws with p > 0 alone",
     ("success", "feature_adversary"): "its goal is a representation, and the class follows where it may",
+    ("success", "move_map"): "its goal is the map, and it keeps the class",
     ("labels", "least_likely"): "its answer may be the same class for all images",
     **{("gradient", name): "asks for answers alone" for name in
-       ("autozoom", "boundary", "finite_difference", "hopskipjump", "nes", "opt_attack", "sign_opt", "simba", "spsa",
+       ("autozoom", "boundary", "finite_difference", "hopskipjump", "move_map", "nes", "opt_attack", "sign_opt", "simba", "spsa",
         "square", "zo_adamm", "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo")},
 }
 NAMES = sorted(METHODS)
