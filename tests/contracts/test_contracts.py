@@ -24,8 +24,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("success", "move_map"): "its goal is the map, and it keeps the class",
     ("labels", "least_likely"): "its answer may be the same class for all images",
     **{("gradient", name): "asks for answers alone" for name in
-       ("autozoom", "boundary", "finite_difference", "hopskipjump", "move_map", "nes", "opt_attack", "sign_opt", "simba", "spsa",
-        "square", "zo_adamm", "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo")},
+       ("autozoom", "boundary", "finite_difference", "hopskipjump", "move_map", "nes", "opt_attack", "sign_opt",
+        "simba", "spsa", "square", "zo_adamm", "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo")},
 }
 NAMES = sorted(METHODS)
 ATTACKS = [name for name in NAMES if METHODS[name].__module__.startswith(("kit.attacks", "kit.detect", "kit.fire"))
