@@ -11,7 +11,6 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-import kit.certify.verify.branching as branching
 from kit.certify.verify import (
     SAFE,
     UNKNOWN,
@@ -29,7 +28,7 @@ from kit.certify.verify import (
     tableau,
     verify,
 )
-from kit.certify.verify.branching import unsafe
+from kit.certify.verify.branching import FEW, unsafe
 from kit.certify.verify.linear import hidden_bounds, outputs_below
 from kit.core import fooled, generator, logits
 from kit.data import MissingData
@@ -360,4 +359,4 @@ def test_budgets_count_what_was_bounded():
     net, (low, high) = small(1, 4, 8, 8, 1), box(1, 4)
     asked = net.ended(torch.ones(1, 1).double(), torch.tensor([1e-4 - mixed_integer(net, low, high).value]).double())
     assert 0 < search(asked, low, high, max_nodes=10, batch=4).nodes < 20
-    assert branching.FEW == 10
+    assert FEW == 10

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import math
+import time
 
 import torch
 from torch import Tensor, nn
 
 from kit.certify.verify.branching import search
 from kit.certify.verify.chain import Chain, chain
+from kit.certify.verify.linear import hidden_bounds, outputs_below
 from kit.core import check_settings, per_image
 
 SAFE, UNKNOWN, UNSAFE = 1, 0, -1
@@ -65,11 +67,14 @@ def _one(
 ) -> tuple[int, Tensor | None]:
     apart = margins(net, y)
     low, high = around(x, eps)
-    answer, left = SAFE, seconds
-    order = apart(x[None])[0].argsort().tolist()
-    if apart(x[None])[0, order[0]] <= 0:
+    lead = apart(x[None])[0]
+    if lead.min() <= 0:
         return UNSAFE, x
-    for k in order:
+    start, rounding = time.perf_counter(), apart.rounding(low, high)
+    hidden = hidden_bounds(apart, low[None], high[None], rounding)
+    excluded = outputs_below(apart, low[None], high[None], hidden).bound[0] > rounding[-1]
+    answer, left = SAFE, seconds - (time.perf_counter() - start)
+    for k in (k for k in lead.argsort().tolist() if not excluded[k]):
         one = Chain([*apart.W[:-1], apart.W[-1][k : k + 1]], [*apart.b[:-1], apart.b[-1][k : k + 1]])
         found = search(one, low, high, split=split, max_nodes=max_nodes, seconds=left)
         left -= found.seconds
