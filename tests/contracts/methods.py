@@ -64,6 +64,8 @@ CHEAP: dict[str, dict[str, Any]] = {
     "maximise": {"steps": 4},
     "alpha_crown": {"steps": 3},
     "certified_radius": {"steps": 5},
+    "verify": {"max_nodes": 2},
+    "exact_distance": {"rounds": 1, "max_nodes": 2},
 }
 STEPS = {"bim", "mi_fgsm", "ni_fgsm", "tim", "dim", "sim", "si_ni_ti_dim", "tap", "ata", "tap_ata", "atta",
          "at_si_ni_ti_dim"}
