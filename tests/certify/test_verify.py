@@ -11,6 +11,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
+from kit.certify import crown
 from kit.certify.verify import (
     SAFE,
     UNKNOWN,
@@ -73,9 +74,9 @@ def tiny() -> tuple[Chain, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("split", ["input", "relu"])
-@pytest.mark.parametrize(("seed", "outputs"), [(s, m) for s in range(6) for m in (1, 2, 3)])
+@pytest.mark.parametrize(("seed", "outputs"), [(s, m) for s in range(3) for m in (1, 2, 3)])
 def test_answers_turn_exactly_where_enumeration_says(seed, outputs, split):
-    net, (low, high) = small(seed, 3, 4, 4, outputs), box(seed, 3)
+    net, (low, high) = small(seed, 3, 3, 3, outputs), box(seed, 3)
     exact = least(net, low, high)
     one = torch.eye(outputs).double()
     for margin, answer in ((0.02, "safe"), (-0.001, "unsafe")):
@@ -91,9 +92,9 @@ def test_answers_turn_exactly_where_enumeration_says(seed, outputs, split):
             assert 0 < found.bound <= margin + 1e-6
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_mixed_integer_program_is_the_enumeration_and_its_relaxation_is_below(seed):
-    net, (low, high) = small(seed, 3, 4, 4, 2), box(seed, 3)
+    net, (low, high) = small(seed, 3, 3, 3, 2), box(seed, 3)
     exact = least(net, low, high)
     for bounds in ("interval", "linear"):
         found = mixed_integer(net, low, high, bounds=bounds)
@@ -146,8 +147,8 @@ def test_a_beta_proves_what_no_slope_can():
 
 
 def test_a_budget_that_is_spent_is_unknown_and_never_wrong():
-    for seed in range(6):
-        net, (low, high) = small(seed, 4, 8, 8, 1), box(seed, 4)
+    for seed in range(3):
+        net, (low, high) = small(seed, 4, 6, 6, 1), box(seed, 4)
         exact = mixed_integer(net, low, high).value
         asked = net.ended(torch.ones(1, 1).double(), torch.tensor([1e-4 - exact]).double())  # safe, by a hair
         for split in ("input", "relu"):
@@ -188,6 +189,23 @@ def test_a_random_search_never_contradicts_safe():
         found = search(net, low, high, max_nodes=500)
         if found.answer == "safe":
             assert not unsafe(net, x, torch.zeros(2).double()).any()
+
+
+def test_the_other_bounds_of_this_package_are_the_same():
+    """CROWN of `kit.certify.bounds`, written for any network, on the same margins."""
+    layers = [nn.Flatten(), nn.Linear(16, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3)]
+    model = nn.Sequential(*layers).double()
+    x = 0.3 + 0.4 * torch.rand(5, 1, 4, 4, generator=generator(0), dtype=torch.float64)
+    y = logits(model, x).argmax(1)
+    theirs = crown(model, x, y, eps=0.05)
+    net = chain(model, x)
+    for i in range(5):
+        asked, (low, high) = margins(net, int(y[i])), around(x[i].flatten(), 0.05)
+        hidden = hidden_bounds(asked, low[None], high[None], asked.rounding(low, high))
+        ours = outputs_below(asked, low[None], high[None], hidden).bound[0]
+        others = [k for k in range(3) if k != int(y[i])]
+        assert (ours >= theirs[i, others] - 1e-6).all()  # ours also takes the interval's bounds where they are better
+        assert torch.allclose(ours, theirs[i, others], rtol=0.05, atol=0.02)
 
 
 # --- images ---------------------------------------------------------------------------------------------------------
@@ -319,7 +337,7 @@ def test_reluplex_finds_the_point_of_the_example():
     assert paper(1.5, 2.0).solve() is None
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("splits_after", [0, 5])
 def test_reluplex_agrees_with_enumeration(seed, splits_after):
     net, (low, high) = small(seed, 2, 3, 3, 1), box(seed, 2)
@@ -345,7 +363,7 @@ def test_missing_networks_say_what_to_put_where(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(not (Path(os.environ.get("KIT_DATA", "/nowhere")) / "acasxu.npz").is_file(),
                     reason="the ACAS Xu networks are not there: set KIT_DATA")
-@pytest.mark.parametrize(("prop", "name"), [(1, "1_1"), (1, "1_3"), (4, "1_1"), (2, "1_5"), (2, "2_4"), (3, "1_7")])
+@pytest.mark.parametrize(("prop", "name"), [(1, "1_1"), (1, "1_3"), (4, "1_1"), (2, "1_2"), (2, "2_4"), (3, "1_7")])
 def test_published_verdicts(prop, name):
     network = networks()[name]
     found = search(*network.question(prop), seconds=60)

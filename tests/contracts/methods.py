@@ -64,8 +64,6 @@ CHEAP: dict[str, dict[str, Any]] = {
     "maximise": {"steps": 4},
     "alpha_crown": {"steps": 3},
     "certified_radius": {"steps": 5},
-    "verify": {"max_nodes": 2},
-    "exact_distance": {"rounds": 1, "max_nodes": 2},
 }
 STEPS = {"bim", "mi_fgsm", "ni_fgsm", "tim", "dim", "sim", "si_ni_ti_dim", "tap", "ata", "tap_ata", "atta",
          "at_si_ni_ti_dim"}
@@ -75,6 +73,7 @@ OTHERS = {
     "training_set_attack": "of a training set", "counterfactual": "on rows of any shape; its own tests",
     "randomised": "yields models", "max_sensitivity": "takes an explainer first; its own tests",
     "lime": "image by image, each with superpixels and samples of its own; its own tests", "kernel_shap": "as lime",
+    "verify": "reads the weights of a chain, in float64, and no wrapper; its own tests", "exact_distance": "as verify",
     "image_game": "one image, and it returns a game",
 }
 
