@@ -74,7 +74,7 @@ OTHERS = {
     "randomised": "yields models", "max_sensitivity": "takes an explainer first; its own tests",
     "lime": "image by image, each with superpixels and samples of its own; its own tests", "kernel_shap": "as lime",
     "verify": "reads the weights of a chain, in float64, and no wrapper; its own tests", "exact_distance": "as verify",
-    "image_game": "one image, and it returns a game",
+    "image_game": "one image, and it returns a game", "masking": "shares of a batch; its own tests",
 }
 
 
