@@ -10,6 +10,7 @@ import kit.models
 from kit.core import MisleadingModel, generator, logits
 from kit.explain import Afi
 from kit.explain.afi import concept_curves, mmd, occluded, occluder, pieces, rotated, segment_concepts, shuffled
+from kit.explain.afi.occluder import transformed
 
 
 class TwoClasses(nn.Module):
@@ -181,6 +182,44 @@ def test_the_control_has_the_same_values_elsewhere():
     assert torch.equal(other.abs().flatten().sort().values, delta.abs().flatten().sort().values)
     assert not torch.equal(other, delta)
     assert 20 < int((other > 0).sum()) < 88
+
+
+def test_nothing_is_drawn_from_the_ambient_random_state(linear):
+    model, x, y, _ = linear
+
+    def everything(seed):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        afi = Afi(model, "maps", noise=0.02, degrees=5, steps=20, batch=8).fit(x, y)
+        control = Afi(model, "maps", noise=0, degrees=0).fit(x, y, delta=afi.delta)
+        p = control.concepts({"bright": (x[:9] + 0.02).clamp(0, 1)}, x, permutations=99)["bright"].p
+        assert torch.equal(torch.get_rng_state(), before)
+        return afi.delta, shuffled(afi.delta), afi.check(x), p
+
+    one, two = everything(1), everything(2)
+    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[1], two[1])
+    assert torch.equal(one[2].noise, two[2].noise)
+    assert one[3] == two[3]
+    assert 0.01 < one[3] < 1
+
+
+def test_changes_go_either_way():
+    """Of U(−a, a) the mean over n draws is within 4 a/√(3n) of 0, and some are near both ends."""
+    grey = torch.full((40, 1, 5, 5), 0.5)
+    grey[:, :, :2] = 0.8  # an edge: turned to the left it has more light in one half, to the right in the other
+    _, noisy, turned = transformed(grey, 0.1, 20, generator(0))
+    noise = noisy - grey
+    assert noise.abs().max() <= 0.1 + 1e-6
+    assert noise.min() < -0.095
+    assert noise.max() > 0.095
+    assert abs(float(noise.mean())) < 4 * 0.1 / 3000**0.5
+    tilt = (turned[..., :2].sum((1, 2, 3)) - turned[..., 3:].sum((1, 2, 3))) / 0.3
+    assert tilt.min() < -0.5
+    assert tilt.max() > 0.5
+    assert 10 <= int((tilt > 0).sum()) <= 30
+    none = transformed(grey, 0, 0, generator(0), all_three=True)
+    assert all(torch.allclose(v, grey, atol=1e-6) for v in none)
 
 
 def test_rotation():
