@@ -81,3 +81,19 @@ def test_a_target_is_reached_and_confidence_too(ramp):
     assert z[1] - z[0] == pytest.approx(1.1, abs=0.1)  # the first that leads by κ, or an evener one
     back = stadv(model, x_adv, 1 - y, lam=0.002, steps=400, lr=0.02)
     assert fooled(model, back, 1 - y).all()
+
+
+def test_it_starts_from_a_flow_of_a_tenth_of_a_pixel_either_way(ramp):
+    """On a ramp of 0.1 a row the change is a tenth of the flow down."""
+    model, x, y = ramp
+    seen = []
+
+    def recorded(v):
+        seen.append(v)
+        return model(v)
+
+    stadv(recorded, x, y, steps=1)
+    flow = 10 * (seen[-1] - x)[0, 0, 1:-1]
+    assert flow.abs().max() <= 0.1 + 1e-9
+    assert flow.min() < -0.08
+    assert flow.max() > 0.08

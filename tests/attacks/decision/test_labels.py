@@ -205,7 +205,11 @@ def test_bisection_ends_within_its_share_of_the_way(plane):
         assert (beyond >= -1e-12).all()
         assert (beyond <= theta * size(wrong, live.x)).all()
         assert (live.asked == labels.rounds(theta)).all()
-    live.norm = "linf"
+    live.found.asked.zero_()
+    live.most = 6  # five for less than the ten halvings of 1e-3, and one is kept
+    labels.to_boundary(live, wrong, 1e-3)
+    assert (live.asked == 5).all()
+    live.most, live.norm = 10**6, "linf"
     v = labels.to_boundary(live, wrong, 1e-4)
     reach = labels.length(live, wrong - live.x)
     cut = torch.maximum(torch.minimum(wrong - live.x, reach[:, None, None, None]), -reach[:, None, None, None])

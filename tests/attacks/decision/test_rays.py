@@ -39,6 +39,15 @@ def test_the_distance_along_a_ray_is_found_from_any_guess(plane, guess):
     assert torch.allclose((live.found.x_adv - live.x).flatten(1).norm(dim=1), found)
 
 
+def test_a_ray_ends_at_the_box(plane):
+    live, theta, right, _ = some_rays(plane)
+    far = rays.ray(live, theta, 100 * right, torch.arange(6))
+    assert far.min() == 0
+    assert far.max() == 1
+    near = rays.ray(live, theta[:2], 0.5 * right[:2], torch.arange(2))
+    assert torch.allclose(near, live.x[:2] + 0.5 * right[:2, None, None, None] * theta[:2])
+
+
 def test_a_ray_that_never_leaves_stays_finite(plane):
     live, theta, right, _ = some_rays(plane)
     found = rays.distances(live, -theta, torch.arange(6), right, torch.full((6,), 1e-4).double())

@@ -61,6 +61,15 @@ def test_a_feature_adversary_takes_the_guides_representation(monkeypatch):
     assert torch.allclose(feature_adversary(model, x, guide, layers="2", eps=0.02), near, atol=1e-3)
 
 
+def test_a_feature_adversary_stays_in_the_box():
+    model, x, guide = network()
+    for edge in (x.roll(2, 0).round(), 1 - x.round()):
+        x_adv = feature_adversary(model, edge, guide, layers="2", eps=0.2)
+        assert float(x_adv.min()) == 0
+        assert float(x_adv.max()) == 1
+        assert float((x_adv - edge).abs().max()) == pytest.approx(0.2)
+
+
 def test_bad_guides_and_layers_are_refused():
     model, x, guide = network()
     with pytest.raises(ValueError, match="guide has 3 rows for 10 images"):
@@ -72,11 +81,12 @@ def test_bad_guides_and_layers_are_refused():
 
 
 def test_a_step_must_lower_the_function_by_its_share():
-    """Armijo: from 0 with slope 1 the first step goes to −0.1, where this parabola is higher by a millionth."""
+    """Armijo: from 0 with slopes 1 the first step goes to −0.1, where four pixels' slope promises 0.4, 10⁻⁴ of which is
+    4·10⁻⁵. These parabolas are lower there by half of that, which is too little."""
     def f(v, rows):
-        return (v + (10 + 1e-4) * v * v).flatten(1).sum(1), 1 + 2 * (10 + 1e-4) * v
+        return (v + (10 - 5e-4) * v * v).flatten(1).sum(1), 1 + 2 * (10 - 5e-4) * v
 
-    x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
     found = minimise(f, x, x - 1, x + 1, steps=1)
-    assert float(found) == pytest.approx(-0.05)
-    assert float(f(found, None)[0]) < 0
+    assert torch.allclose(found, torch.full_like(x, -0.05))
+    assert float(f(found, None)[0]) < -4e-5
