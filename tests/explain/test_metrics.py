@@ -120,6 +120,7 @@ def test_infidelity_is_zero_for_the_exact_parts_of_a_linear_model(linear):
     assert float(infidelity(model, x, 7 * R, y).max()) < 1e-5
     assert torch.allclose(infidelity(model, x, -R, y), torch.ones(len(x)))
     assert float(infidelity(model, x, R.flip(1), y).mean()) > 0.2
+    assert torch.equal(infidelity(model, x, 0 * R, y), torch.ones(len(x)))  # an empty map says nothing
     one, two = (infidelity(model, x, R.flip(1), y, generator=generator(s)) for s in (1, 2))
     assert not torch.equal(one, two)
 

@@ -89,5 +89,6 @@ def test_large_arrays_stay_small_and_small_ones_whole():
     many = numbers(np.linspace(0, 1, 10_000))
     assert many.split()[:3] == ["1e+04", "0", "1"]
     assert len(many.split()) == 3 + KEPT
+    assert numbers(np.arange(3 * KEPT)).split()[3:] == [str(3 * i + 1) for i in range(KEPT)]
     assert len(json.dumps(plotted(figures.show(torch.rand(1, 3, 299, 299))))) < 1000
     assert picture(np.ones((2, 3))) == " ".join(["1"] * (3 + 6))
