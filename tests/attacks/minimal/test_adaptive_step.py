@@ -92,6 +92,41 @@ def test_two_steps_are_the_formula(linear, norm):
     assert not torch.allclose(x2, within.project(x1 + 0.75 * (u - x1) - 0.25 * (x1 - x0), x), atol=1e-4)
 
 
+def test_the_steps_are_those_of_the_papers_algorithm():
+    """One image after the other, algorithm 1 as it is printed. After 3 of 10 steps, 2 rises are under 0.75 · 3."""
+    (model, x, y), eps, trace = deep(), 0.05, Trace(images=True)
+    model = model.double()
+    auto_pgd(model, x, y, eps=eps, steps=10, trace=trace)
+    marks, within, halvings = sorted(_checkpoints(10)), ball("linf", eps), 0
+    for i in range(len(x)):
+
+        def f(v, label=y[i:i + 1]):
+            v = v.detach().requires_grad_()
+            value = cross_entropy(model(v), label)
+            return float(value.detach()), torch.autograd.grad(value.sum(), v)[0]
+
+        v = before = trace.images[0, i:i + 1]
+        eta, rises, last, halved = 2 * eps, 0, 0, True
+        value, g = f(v)
+        top, top_value, top_then = v, value, value
+        for k in range(1, 10):
+            u = within.project(v + eta * g.sign(), x[i:i + 1])
+            new = u if k == 1 else within.project(v + 0.75 * (u - v) + 0.25 * (v - before), x[i:i + 1])
+            before, v = v, new
+            old, (value, g) = value, f(v)
+            rises += value > old
+            if value > top_value:
+                top, top_value = v, value
+            if k in marks:
+                halved = rises < 0.75 * (k - last) or (not halved and top_value <= top_then)
+                if halved:
+                    eta, v, halvings = eta / 2, top, halvings + 1
+                    value, g = f(v)
+                rises, last, top_then = 0, k, top_value
+            assert torch.allclose(trace.images[k, i:i + 1], v, atol=1e-9)
+    assert 24 < halvings < 24 * len(marks)
+
+
 def test_it_needs_no_step_where_pgd_does():
     model, x, y = deep(2)
     model = model.double()
