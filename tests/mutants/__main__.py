@@ -32,8 +32,8 @@ from typing import Any
 
 from kit.run.compare import differences
 from kit.run.files import ROOT, chapters
+from tests.mutants import outputs
 from tests.mutants.explained import EXPLAINED
-from tests.mutants.outputs import mutated
 from tests.mutants.package import Mutant, files, mutants, seen_by, spread
 
 LIMIT = 600  # seconds that the tests of a mutant may take; one that makes them hang was seen
@@ -154,7 +154,7 @@ def of_outputs(seed: int) -> tuple[Counter[str], list[str]]:
         cells: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"]
         for cell in (c for c in cells if c["cell_type"] == "code"):
             tolerance = plugin.tolerance(name, cell["id"])
-            for kind, other in mutated(cell["outputs"], source):
+            for kind, other in outputs.mutated(cell["outputs"], source):
                 counts[kind] += 1
                 if not differences(cell["outputs"], other, tolerance):
                     survived.append(f"{name} {cell['id']}: {kind}")
@@ -189,8 +189,9 @@ def main() -> int:
     print(f"package: {len(results)} of {len(every)} mutants: {outcome}")
     for mutant, found in sorted(results, key=lambda r: r[0].name):
         if found == "survived":
-            line = (ROOT / mutant.path).read_text(encoding="utf-8").splitlines()[mutant.line - 1].strip()
-            reason = explained(mutant.path, line)
+            source = (ROOT / mutant.path).read_bytes()
+            line, mutated = (s.decode().splitlines()[mutant.line - 1].strip() for s in (source, mutant.apply(source)))
+            reason = explained(mutant.path, f"{line}\n{mutated}")
             left += not reason
             print(f"survived: {mutant.name}: {line}\n    becomes {mutant.new}" + (f"\n    {reason}" if reason else ""))
     return 1 if left or counts["not tried"] else 0

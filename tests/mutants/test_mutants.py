@@ -9,6 +9,7 @@ from kit.report.plotted import MIME, plotted
 from kit.run.compare import differences
 from kit.run.files import ROOT
 from tests.mutants.__main__ import explained
+from tests.mutants.explained import EXPLAINED
 from tests.mutants.outputs import mutated
 from tests.mutants.package import files, mutants, seen_by, spread
 
@@ -83,3 +84,11 @@ def test_a_survivor_is_explained_by_file_and_line():
     assert explained("kit/models/registry.py", 'x = Recipe("a")')
     assert not explained("kit/models/registry.py", "x = 1")
     assert not explained("kit/core/balls.py", "Recipe(")
+
+
+def test_an_explanation_of_one_mutant_explains_no_other():
+    for name in ("kit/attacks/minimal/deepfool.py", "kit/core/checks.py", "kit/attacks/scores/estimators.py"):
+        source = (ROOT / name).read_bytes()
+        texts = [text for path, text, _ in EXPLAINED if path == name]
+        for text in texts:
+            assert sum(text in m.apply(source).decode() for m in mutants(ROOT, ROOT / name)) == 1
