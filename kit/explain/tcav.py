@@ -22,8 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from kit.core import borrowed, check_images, check_labels, check_model, chunks, features, generator, laid_out, leaf
+from kit.core.checks import check_fits
 from kit.core.fitted import Fitted
 from kit.core.loop import differentiate
+from kit.core.passes import ordinary
 
 KINDS = ("sign", "ratio", "mean")
 DESCENT = {"hinge": "hinge", "logistic": "log_loss"}  # scikit-learn's names of the losses
@@ -48,10 +50,12 @@ class TCAV:
     def __init__(self, model: nn.Module, layer: str, *, alpha: float = 0.01, seed: int = 0):
         with features(model, [layer]):
             pass
+        _penalty(alpha)
         self.model, self.layer, self.alpha, self.seed = model, layer, alpha, seed
         self.cav, self.accuracy = torch.empty(0), float("nan")
 
     def fit(self, concept: Tensor, random: Tensor) -> Self:
+        _alike({"concept": concept}, random)
         n = min(len(concept), len(random))
         if n < 6:
             raise ValueError(f"a concept vector needs 6 images of the concept and 6 random ones, not {n}")
@@ -113,18 +117,22 @@ class ConceptTest(Fitted):
     ):
         with features(model, [layer]):
             pass
+        if any(not isinstance(n, int) for n in (runs, images, controls)):
+            raise TypeError(f"runs, images and controls are whole numbers, not {runs!r}, {images!r} and {controls!r}")
         if runs < 2 or images < 6 or controls < 0:
             raise ValueError(f"runs is at least 2, images 6 and controls 0, not {runs}, {images} and {controls}")
         _one_of("classifier", classifier, CLASSIFIERS)
         _one_of("against", against, ("random", "others"))
+        _penalty(alpha)
         self.model, self.layer, self.runs, self.images, self.controls = model, layer, runs, images, controls
         self.pool, self.classifier, self.alpha, self.against, self.seed = pool, classifier, alpha, against, seed
         self.names: list[str] = []
         self.cavs = self.accuracies = torch.empty(0)
 
     def fit(self, concepts: Mapping[str, Tensor], random: Tensor) -> Self:
-        if not concepts or (self.against == "others" and len(concepts) < 2):
+        if not isinstance(concepts, Mapping) or not concepts or (self.against == "others" and len(concepts) < 2):
             raise ValueError("name a concept and its images, {'stripes': x[striped]}; relative ones need two")
+        _alike(concepts, random)
         n = min(self.images, *(len(images) for images in concepts.values()))
         if n < 6 or len(random) < 2 * n:
             raise ValueError(f"a run takes {n} images of a concept, 6 at least, and up to twice as many random ones, "
@@ -209,6 +217,7 @@ def activations(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     check_images(x)
     found = []
     with borrowed(model, x), torch.no_grad(), features(model, [layer]) as A:
+        check_fits(model, x)
         for rows in chunks(x):
             model(laid_out(x[rows]))
             found.append(A[layer])
@@ -220,9 +229,9 @@ def sensitivities(model: nn.Module, layer: str, x: Tensor, y: Tensor, cavs: Tens
     moves all places of a channel alike. Cost: a forward pass and a backward pass to the layer, whatever V is."""
     check_images(x)
     shared = cavs.dim() > 2 and cavs[0].numel() == cavs.shape[1]
-    flat, found = cavs.flatten(1).T, []
     with borrowed(model, x), features(model, [layer]) as A:
         check_labels(y, x, check_model(model, x))
+        x, y, flat, found = ordinary(x), ordinary(y), ordinary(cavs).flatten(1).T, []
         for rows in chunks(x):
             z = model(laid_out(leaf(x[rows])))
             g = differentiate(z.gather(1, y[rows, None])[:, 0], A[layer])
@@ -327,6 +336,21 @@ def corrected(p: list[float], how: str = "holm") -> list[float]:
 
 def _some(rows: Tensor, n: int, draws: torch.Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=draws)[:n]]
+
+
+def _alike(concepts: Mapping[str, Tensor], random: Tensor) -> None:
+    """Raises TypeError or ValueError for images that cannot go through a model together."""
+    for name, images in [("random", random), *concepts.items()]:
+        if not isinstance(images, Tensor):
+            raise TypeError(f"the images of {name!r} must be a torch tensor (N, C, H, W), not {type(images).__name__}")
+        if (images.shape[1:], images.dtype, images.device) != (random.shape[1:], random.dtype, random.device):
+            raise ValueError(f"the images of {name!r} are {tuple(images.shape)}, {images.dtype}, {images.device}, the "
+                             f"random ones {tuple(random.shape)}, {random.dtype}, {random.device}: make them alike")
+
+
+def _penalty(alpha: float) -> None:
+    if not 0 < alpha < float("inf"):
+        raise ValueError(f"alpha is a penalty, a number above 0, not {alpha!r}")
 
 
 def _places(A: Tensor) -> Tensor:

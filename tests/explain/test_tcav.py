@@ -86,6 +86,35 @@ def test_calls_repeat_and_mistakes_are_named(colours):
     assert torch.equal(logits(model, base), before)
 
 
+def test_images_that_do_not_fit_are_named_and_nothing_is_left_behind(colours):
+    model, base, more = colours
+    model.train()
+    for concept, random, message in [
+        (more[0].numpy(), base, "'concept' must be a torch tensor"),
+        (more[0], base.numpy(), "'random' must be a torch"),
+        (more[0][:, :, :3], base, "make them alike"), (more[0], base.double(), "make them alike"),
+        (more[0].double(), base.double(), "use x.to"), (more[0] * 255, base, "divide them by 255"),
+        (more[0][:0], base, "6 images of the concept"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=message):
+            TCAV(model, "maps").fit(concept, random)
+        with pytest.raises((ValueError, TypeError), match=message if "6 images" not in message else "6 at least"):
+            ConceptTest(model, "maps", images=20).fit({"concept": concept}, random)
+    with pytest.raises(ValueError, match="name a concept"):
+        ConceptTest(model, "maps").fit(more[0], base)
+    assert model.training
+    assert not any(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_images_made_in_inference_mode_serve(colours):
+    model, base, more = colours
+    test = ConceptTest(model, "maps", runs=3, images=20).fit({"red": more[0]}, base)
+    with torch.inference_mode():
+        inside = test.derivatives(base + 0, zeros(base))
+    assert torch.equal(inside, test.derivatives(base, zeros(base)))
+
+
 # --- derivatives and their summaries ---------------------------------------------------------------------------------
 
 
@@ -169,6 +198,16 @@ def test_ridge_is_least_squares_and_means_the_difference_of_means(cloud):
         assert torch.allclose(means[v].double(), apart / apart.norm(), atol=1e-5)
 
 
+@pytest.mark.parametrize("classifier", ["ridge", "means"])
+def test_points_that_are_in_no_set_move_neither_vector_nor_boundary(cloud, classifier):
+    _, points, sets = cloud
+    v, right = planes(points, sets, classifier=classifier)
+    far, same = planes(torch.cat([points, 40 + points]), sets, classifier=classifier)
+    assert torch.allclose(far, v, atol=1e-3)
+    assert torch.equal(same, right)
+    assert (right > 0.9).all()
+
+
 def test_accuracy_is_of_images_that_were_held_out():
     """In more dimensions than points any labels can be separated: only what is held out says that nothing is there."""
     points = torch.randn(60, 400, generator=generator(0))
@@ -248,6 +287,7 @@ def test_runs_share_the_concepts_images_and_so_the_t_test_alarms_too_often(colou
     test.fit({"none": pool[:12]}, pool[12:])
     alarms = test.false_alarms(base[:12], zeros(base[:12]), kind="mean")
     assert alarms.shape == (60,)
+    assert not test.false_alarms(base[:12], zeros(base[:12]), kind="mean", level=0.0).any()
     assert float(alarms.double().mean()) > 0.3  # 0.05 would be right
     p = []
     for k in range(12):
@@ -300,6 +340,29 @@ def test_it_is_kept_and_read_again(colours, tmp_path):
     assert ConceptTest.load(tmp_path / "empty.safetensors", model).names == []
 
 
+def test_a_set_is_never_set_against_its_own_images(colours, monkeypatch):
+    """Controls and random runs draw both kinds from one pool, and no image may be in both."""
+    model, base, more = colours
+    seen = []
+
+    def kept(points, sets, **options):
+        seen.append(sets)
+        return planes(points, sets, **options)
+
+    monkeypatch.setattr("kit.explain.tcav.planes", kept)
+    ConceptTest(model, "maps", runs=6, images=20, controls=5).fit({"red": more[0]}, base)
+    (sets,) = seen
+    assert sets.shape == (7 * 6, 2, 20)
+    for a, b in sets.tolist():
+        assert len({*a, *b}) == 40
+    of = sets.view(7, 6, 2, 20)
+    assert int(of[0, :, 0].max()) < 40 <= int(of[1:].min())  # the concept's images come first, then the pool
+    for each in (of[0, :, 1], of[1, :, 0], of[1, :, 1]):  # counterparts and random sets are drawn anew in each run
+        assert len({tuple(sorted(a)) for a in each.tolist()}) == 6
+    assert all(len({tuple(sorted(a)) for a in control[:, 0].tolist()}) == 1 for control in of[2:])
+    assert len({tuple(sorted(control[0, 0].tolist())) for control in of[2:]}) == 5
+
+
 def test_runs_differ_calls_repeat_and_seeds_count(colours):
     model, base, more = colours
     named = {"red": more[0]}
@@ -311,10 +374,16 @@ def test_runs_differ_calls_repeat_and_seeds_count(colours):
 
 def test_mistakes_are_named(colours):
     model, base, more = colours
-    for wrong, message in (({"runs": 1}, "runs is at least 2"), ({"classifier": "svm"}, "classifier must be 'hinge'"),
+    for wrong, message in (({"runs": 1}, "runs is at least 2"), ({"alpha": -1.0}, "alpha is a penalty"),
+                           ({"alpha": float("nan")}, "alpha is a penalty"),
+                           ({"classifier": "svm"}, "classifier must be 'hinge'"),
                            ({"against": "all"}, "against must be")):
         with pytest.raises(ValueError, match=message):
             ConceptTest(model, "maps", **wrong)
+    with pytest.raises(TypeError, match="whole numbers"):
+        ConceptTest(model, "maps", runs=10.0)
+    with pytest.raises(ValueError, match="alpha is a penalty"):
+        TCAV(model, "maps", alpha=0)
     with pytest.raises(ValueError, match="name a concept"):
         ConceptTest(model, "maps").fit({}, base)
     with pytest.raises(ValueError, match="give more, or set images lower"):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.core import Trace, adam, check_images, laid_out, normal, optimise, per_image
@@ -80,7 +81,7 @@ def _ascend(
         image = picture.image(v)
         seen = laid_out(shaken(image, generator, **shake))
         if k < AWAKE:
-            with relus(woken):
+            with waking(woken):
                 h = unit.of(model, seen)
         else:
             h = unit.of(model, seen)
@@ -104,6 +105,18 @@ def _picture(x: Tensor, fourier: bool, colours: Tensor | str | None) -> Picture:
     if not fourier and colours is not None:
         raise ValueError("colours belong to the Fourier parameters: leave them out, or let fourier=True")
     return Fourier(x, colours) if fourier else Pixels()
+
+
+class waking(relus):
+    """`relus`, with ReLU6 as min(ReLU, 6): mobile networks have no other."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        given = dict(zip(("input", "min_val", "max_val", "inplace"), args, strict=False)) | (kwargs or {})
+        if func is F.relu6:
+            return super().__torch_function__(F.relu, types, (given["input"],)).clamp(max=6)
+        if func in (F.hardtanh, F.hardtanh_) and given.get("min_val") == 0:
+            return super().__torch_function__(F.relu, types, (given["input"],)).clamp(max=given.get("max_val", 1.0))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def woken(g: Tensor, z: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ def deep_dream(
         raise ValueError(f"octaves must be 1 or more and ratio above 1, not {octaves!r}, {ratio}")
     if isinstance(layers, str):
         layers = [layers]
+    if not layers:
+        raise ValueError("name a layer at least whose energy is to grow, ['block3']")
     sizes = [[max(1, round(n / ratio**k)) for n in x.shape[2:]] for k in reversed(range(octaves))]
     source, added = alike(generator), torch.zeros_like(x)
     for size in sizes:
@@ -48,7 +50,7 @@ def deep_dream(
             v = optimise(answer, (base + _resized(added, size)).clamp(0, 1), steps=steps, rule=climb,
                          project=lambda v: v.clamp(0, 1))
         except RuntimeError as error:
-            if size == list(x.shape[2:]):
+            if size == list(x.shape[2:]) or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise ValueError(f"the network takes no images of {size[0]} × {size[1]} pixels: give octaves=1") from error
         added = v - base

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kit.core import borrowed, check_images, chunks, features, laid_out
+from kit.core import check_images
 from kit.explain.maximise.ascent import maximise
 from kit.explain.maximise.units import Unit
+from kit.explain.tcav import activations
 
 COMPONENTS = 50
 
@@ -40,12 +41,7 @@ def facets(
     check_images(x)
     if not 1 <= k <= len(x) or nearest < 1:
         raise ValueError(f"k must be 1 to {len(x)}, the number of images, and nearest 1 or more, not {k}, {nearest}")
-    found = []
-    with borrowed(model, x), torch.no_grad(), features(model, [layer]) as A:
-        for rows in chunks(x):
-            model(laid_out(x[rows]))
-            found.append(A[layer].flatten(1))
-    codes = torch.cat(found).double().cpu().numpy()
+    codes = activations(model, layer, x).flatten(1).double().cpu().numpy()
     codes = PCA(min(COMPONENTS, *codes.shape), random_state=seed).fit_transform(codes)
     groups = KMeans(k, n_init=10, random_state=seed).fit(codes)
     means = []

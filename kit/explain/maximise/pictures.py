@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kit.core import uniform
+from kit.core import check_images, uniform
 from kit.core.seeding import Source
 
 # The root of the covariance of ImageNet's colours, over the length of its longest column (Lucid's constant).
@@ -54,9 +54,13 @@ class Fourier:
         h, w = self.size = x.shape[-2:]
         f = torch.hypot(torch.fft.fftfreq(h)[:, None], torch.fft.rfftfreq(w))
         self.scale = (1 / f.clamp_min(1 / max(h, w))).to(x)
+        if colours is not None and not isinstance(colours, Tensor):
+            raise TypeError(f"colours must be a matrix (C, C), a torch tensor, not {type(colours).__name__}")
         if colours is not None and colours.shape != (x.shape[1], x.shape[1]):
             raise ValueError(f"colours must be a matrix ({x.shape[1]}, {x.shape[1]}) for images of {x.shape[1]} "
                              f"channels, not {tuple(colours.shape)}")
+        if colours is not None and not (bool(colours.isfinite().all()) and bool(torch.linalg.cond(colours) < 1e6)):
+            raise ValueError("colours must be a finite matrix with an inverse: that of images without colour has none")
         self.colours = torch.eye(x.shape[1]).to(x) if colours is None else colours.to(x)
 
     def image(self, v: Tensor) -> Tensor:
@@ -78,10 +82,13 @@ def colour_basis(x: Tensor) -> Tensor:
     Colours C u with u of covariance 1 are distributed as those of x, to scale: steps of equal length in u go where
     natural images vary. Lucid's constant is that of ImageNet.
     """
+    check_images(x)
     pixels = x.transpose(0, 1).flatten(1).double()
-    U, S, _ = torch.linalg.svd(torch.cov(pixels))
+    if not bool((pixels.std(1, correction=0) > 0).all()):
+        raise ValueError("a channel of these images is one value everywhere: colours that never vary have no basis")
+    U, S, _ = torch.linalg.svd(torch.cov(pixels).view(len(pixels), -1))
     C = U * S.sqrt()
-    C = C * C.sum(0).sign()  # the sign of a column says nothing: towards light, where it has a direction
+    C = C * torch.where(C.sum(0) < 0, -1.0, 1.0)  # the sign says nothing: towards light
     return (C / C.norm(dim=0).max()).to(x.dtype)
 
 

@@ -46,12 +46,18 @@ def purity(phi: Tensor, labels: Tensor, v: Tensor, top: int = 10) -> Tensor:
     Returns (V,). Of equal answers the first come first. Raises ValueError for labels that are not (N,) or a `top`
     that is not 1 to N.
     """
-    if labels.shape != (len(phi),) or v.dim() != 2 or v.shape[1:] != phi.shape[1:]:
-        raise ValueError(f"φ (N, D) needs labels (N,) and directions (V, D), not {tuple(phi.shape)}, "
-                         f"{tuple(labels.shape)} and {tuple(v.shape)}")
+    _check(phi, labels, v)
     if not 1 <= top <= len(phi):
         raise ValueError(f"top must be 1 to {len(phi)}, the number of images, not {top}")
     return _agreeing(labels, _best(phi, v, top))
+
+
+def _check(phi: Tensor, labels: Tensor, v: Tensor) -> None:
+    if phi.dim() != 2 or labels.shape != (len(phi),) or v.dim() != 2 or v.shape[1:] != phi.shape[1:]:
+        raise ValueError(f"φ (N, D) needs labels (N,) and directions (V, D), not {tuple(phi.shape)}, "
+                         f"{tuple(labels.shape)} and {tuple(v.shape)}")
+    if not bool(phi.isfinite().all()):
+        raise ValueError("φ holds NaN or infinity: check the model and its images")
 
 
 def _best(phi: Tensor, v: Tensor, top: int) -> Tensor:
@@ -94,7 +100,8 @@ def selectivity(
         raise ValueError("an interval needs 2 or more directions and shuffles and 1 or more permutations, not "
                          f"{directions}, {shuffles}, {permutations}")
     source = generator or fresh()
-    own = torch.eye(phi.shape[1]).to(phi) if units is None else units
+    own = torch.eye(phi.shape[-1]).to(phi) if units is None else units.to(phi)
+    _check(phi, labels, own)
     own = own[(phi @ own.T).std(0) > 0]
     if not len(own):
         raise ValueError("no unit answers differently to different images: name another layer, or give other images")

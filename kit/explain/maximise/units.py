@@ -25,7 +25,11 @@ class Unit(PerImage):
     """
 
     def __init__(self, unit: int | Sequence[int] | Tensor, layer: str | None = None, place: Place = None):
-        rows = torch.as_tensor(unit)
+        try:
+            rows = torch.as_tensor(unit)
+        except (RuntimeError, TypeError, ValueError):
+            raise TypeError("a unit is a number, several numbers, or directions (n, C) of floats, not "
+                            f"{unit!r}") from None
         rows = rows[None] if rows.is_floating_point() and rows.dim() == 1 else rows
         rows = rows if rows.is_floating_point() else rows.reshape(-1)
         if rows.dtype == torch.bool or rows.is_complex() or not rows.numel() or (
@@ -34,7 +38,8 @@ class Unit(PerImage):
                             f"{rows.dtype} {tuple(rows.shape)}")
         if not bool(rows.isfinite().all()) or (not rows.is_floating_point() and int(rows.min()) < 0):
             raise ValueError(f"a unit's number is 0 or more and a direction is finite, not {unit}")
-        if place is not None and place != "centre" and (layer is None or isinstance(place, str) or len(place) != 2):
+        if place is not None and place != "centre" and (
+                layer is None or not isinstance(place, tuple | list) or [type(i) for i in place] != [int, int]):
             raise ValueError(f"place must be (row, column) of a layer's maps, 'centre' or None, not {place!r}")
         self.rows, self.layer, self.place = rows, layer, place
 

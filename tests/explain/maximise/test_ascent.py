@@ -8,6 +8,7 @@ from torch import nn
 from kit.core import Trace, generator, logits
 from kit.explain import Unit, maximise, multifaceted
 from kit.explain.maximise import IMAGENET_COLOURS
+from kit.explain.maximise.ascent import waking, woken
 from kit.explain.maximise.facets import facets
 
 STILL = {"jitter": 0, "zoom": 0.0, "degrees": 0.0}  # no transformation
@@ -75,9 +76,9 @@ def test_the_robust_picture_is_the_one_that_survives_the_jitter():
 class Maps(nn.Module):
     """Maps of a convolution, pooled, and a linear layer."""
 
-    def __init__(self, bias=0.0):
+    def __init__(self, bias=0.0, relu=nn.ReLU):
         super().__init__()
-        self.conv, self.relu = nn.Conv2d(3, 5, 3, padding=1), nn.ReLU()
+        self.conv, self.relu = nn.Conv2d(3, 5, 3, padding=1), relu()
         self.head = nn.Linear(5, 3)
         for i, p in enumerate(self.parameters()):
             p.data = torch.randn(p.shape, generator=generator(i))
@@ -109,14 +110,30 @@ def test_every_kind_of_unit_is_what_it_says():
         assert bool((unit.each(2).of(model, images) > grey + 0.1).all())  # a no-op, a sign
 
 
-def test_a_silent_channel_is_woken():
+class Relu6(nn.Module):
+    def forward(self, x):
+        return nn.functional.relu6(x)
+
+
+@pytest.mark.parametrize("relu", [nn.ReLU, nn.ReLU6, lambda: nn.ReLU6(inplace=True), Relu6])
+def test_a_silent_channel_is_woken(relu):
     """All of the maps are zero at the start, and so is the plain gradient."""
-    model = Maps(bias=4.0).double().eval()
+    model = Maps(bias=4.0, relu=relu).double().eval()
     start = torch.full((1, 3, 6, 7), 0.5, dtype=torch.double)
     unit = Unit(1, "relu")
     assert float(unit.of(model, start).detach()) == 0
     x = maximise(model, unit, start=start, fourier=False, steps=200, lr=0.1, **STILL)
     assert float(unit.of(model, x).detach()) > 0.1
+
+
+def test_relu6_keeps_its_values_and_the_gradient_of_what_speaks():
+    z = (10 * torch.randn(3, 4, generator=generator(0), dtype=torch.double)).requires_grad_()
+    plain = nn.ReLU6()(z)
+    with waking(woken):
+        same = nn.ReLU6()(z)
+    assert torch.equal(same, plain)
+    w = torch.rand(3, 4, generator=generator(1), dtype=torch.double)
+    assert torch.equal(*(torch.autograd.grad((a * w).sum(), z)[0] for a in (same, plain)))
 
 
 def test_seeds_differ_and_units_do_not_mix():
@@ -182,7 +199,13 @@ def test_mistakes_get_one_sentence():
     model = Maps().double().eval()
     small = {"start": (3, 6, 7), "steps": 2}
     for call, words in [
-        (lambda: Unit("flamingo"), "."), (lambda: Unit(torch.tensor([True])), "a unit is a number"),
+        (lambda: Unit("flamingo"), "not 'flamingo'"), (lambda: Unit(None), "not None"),
+        (lambda: Unit({0, 1}), "not {0, 1}"),
+        (lambda: Unit(0, "relu", 3), "place must"), (lambda: Unit(0, "relu", (1.5, 1)), "place must"),
+        (lambda: maximise(model, 0, colours=torch.zeros(3, 3), **small), "with an inverse"),
+        (lambda: maximise(model, 0, colours=[[1.0]], **small), "a torch tensor"),
+        (lambda: facets(model, "relu", torch.rand(5, 3, 6, 7), k=2), "use x.to"),
+        (lambda: Unit(torch.tensor([True])), "a unit is a number"),
         (lambda: Unit(-1), "0 or more"), (lambda: Unit([]), "a unit is"), (lambda: Unit(0, place=(1, 1)), "place must"),
         (lambda: Unit(0, "relu", "corner"), "place must"), (lambda: Unit(torch.tensor([float("nan")])), "finite"),
         (lambda: maximise(model, 3, **small), "the logits have 3 units, 0 … 2, and no unit 3"),

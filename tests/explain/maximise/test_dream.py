@@ -59,6 +59,7 @@ def test_mistakes_get_one_sentence():
         deep_dream(model, x, ["layer3"])
     assert deep_dream(model, x, ["layer3"], octaves=1, steps=1).shape == x.shape
     for options, words in [({"octaves": 0}, "octaves must be"), ({"ratio": 1.0}, "ratio above 1"),
-                           ({"jitter": -1}, "jitter must be"), ({"layers": ["no"]}, "no layer 'no'")]:
+                           ({"jitter": -1}, "jitter must be"), ({"layers": []}, "name a layer"),
+                           ({"layers": ["no"]}, "no layer 'no'")]:
         with pytest.raises(ValueError, match=words):
             deep_dream(model, x, **({"layers": ["layer3"]} | options))

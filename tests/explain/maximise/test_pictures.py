@@ -75,6 +75,16 @@ def test_colour_basis_decorrelates():
     assert bool((C.sum(0) > 0).all())
 
 
+def test_colour_basis_of_opposite_colours_keeps_both_and_mistakes_get_one_sentence():
+    x = torch.tensor([[0, 1.0], [1, 0], [0.4, 0.4], [0.6, 0.6]]).view(4, 2, 1, 1)  # (1, −1) varies most
+    C = colour_basis(x)
+    assert float(C[:, 0].norm()) == pytest.approx(1)
+    assert float(C[0, 0]) == pytest.approx(-float(C[1, 0]))
+    assert colour_basis(x[:, :1]).tolist() == [[1.0]]
+    with pytest.raises(ValueError, match="one value everywhere"):
+        colour_basis(torch.full((2, 3, 4, 4), 0.5))
+
+
 def test_a_picture_in_decorrelated_colours_has_the_colours_of_images():
     """White parameters give pixels whose logits are correlated as ImageNet's colours are."""
     x = noise(4, 3, 32, 32)

@@ -119,6 +119,9 @@ def test_silent_units_are_left_out_and_mistakes_get_one_sentence():
     for call, words in [
         (lambda: selectivity(torch.ones(5, 3), torch.arange(5)), "answers differently"),
         (lambda: selectivity(phi, y, directions=1), "2 or more directions"),
+        (lambda: selectivity(torch.rand(5, 3, 2, 2), y[:5]), "needs labels"),
+        (lambda: selectivity(phi * float("nan"), y), "NaN"),
+        (lambda: selectivity(phi, y, units=torch.eye(4)), "directions"),
         (lambda: purity(phi, y[:4], torch.eye(12).double()), "needs labels"),
         (lambda: purity(phi, y, torch.eye(11).double()), "directions"),
         (lambda: purity(phi, y, torch.eye(12).double(), top=0), "top must be 1 to 600"),
