@@ -126,6 +126,38 @@ def test_a_silent_channel_is_woken(relu):
     assert float(unit.of(model, x).detach()) > 0.1
 
 
+def test_only_silent_images_are_woken_and_only_upwards():
+    z = torch.tensor([[-1.0, -2.0], [-1.0, 2.0]])
+    g = torch.tensor([[3.0, -4.0], [3.0, 5.0]])
+    assert woken(g, z).tolist() == [[3.0, 0.0], [0.0, 5.0]]
+
+
+def test_silence_is_broken_in_the_first_sixteen_steps_alone():
+    """All noise is off and Adam's step is tiny, so that the unit stays silent: after step 16 nothing moves it but
+    Adam's memory of the gradient, which fades."""
+    model = Maps(bias=40.0).double().eval()
+    start = torch.full((1, 3, 6, 7), 0.5, dtype=torch.double)
+    options = {"start": start, "fourier": False, "sigma": 0.0, "lr": 1e-4, **STILL}
+    after = [maximise(model, Unit(1, "relu"), steps=k, **options) for k in (8, 16, 200, 400)]
+    moved = [float((b - a).abs().mean()) for a, b in zip([start, *after], after, strict=False)]
+    assert moved[0] > 0
+    assert moved[1] > 0
+    assert moved[3] < 0.01 * moved[1]
+
+
+def test_noise_and_jitter_have_the_sizes_that_they_say():
+    model, _ = linear()
+    grey = torch.full((1, *SHAPE), 0.5, dtype=torch.double)
+    still = {"start": grey, "steps": 1, "fourier": False, "lr": 1e-9, **STILL}
+    assert torch.allclose(maximise(model, 0, sigma=0.0, **still), grey, atol=1e-6)
+    assert float((maximise(model, 0, sigma=0.1, **still) - 0.5).std()) == pytest.approx(0.1, rel=0.2)
+    options = {"start": (3, 32, 48), "steps": 1, "zoom": 0.0, "degrees": 0.0}
+    big = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 48, 2)).eval()
+    plain, two, eight = (maximise(big, 0, seeds=4, **options, jitter=j) for j in (None, 2, 8))
+    assert torch.equal(plain, two)
+    assert not torch.allclose(plain, eight)
+
+
 def test_relu6_keeps_its_values_and_the_gradient_of_what_speaks():
     z = (10 * torch.randn(3, 4, generator=generator(0), dtype=torch.double)).requires_grad_()
     plain = nn.ReLU6()(z)
@@ -190,6 +222,12 @@ def test_facets_reach_both_planted_modes_and_one_start_one():
     assert sorted(torch.bincount(found.cluster).tolist()) == [20, 40]
     assert len(set(found.cluster[kind].tolist())) == 1
     assert len(mode(maximise(model, 0, start=(1, 8, 8), **options))) == 1
+    first = facets(model, "read", x, k=2, nearest=1)
+    codes = model.read(x.flatten(1)).detach()
+    for c in (0, 1):
+        rows = (found.cluster == c).nonzero()[:, 0]
+        nearest = rows[(codes[rows] - codes[rows].mean(0)).norm(dim=1).argmin()]
+        assert torch.equal(first.means[c], x[nearest])
     own = found.cluster == found.cluster[0]
     near = facets(model, "read", x, k=2, nearest=60)
     assert torch.allclose(near.means[found.cluster[0]], x[own].mean(0), atol=1e-6)  # all of them: the cluster's mean

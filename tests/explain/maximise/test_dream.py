@@ -53,6 +53,15 @@ def test_it_raises_what_the_layer_sees_and_keeps_the_image():
     assert not torch.allclose(both, deep_dream(model, x, ["block2"], octaves=1, steps=2))
 
 
+def test_the_generator_decides_the_shifts_and_they_count():
+    model, x = kit.models.load("scenes/resnet"), kit.data.load("scenes", "test", n=2).x
+    options = {"layers": ["block2"], "octaves": 1, "steps": 2}
+    first, again, other = (deep_dream(model, x, **options, jitter=8, generator=generator(s)) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=1e-3)
+    assert not torch.allclose(first, deep_dream(model, x, **options, jitter=0), atol=1e-3)
+
+
 def test_mistakes_get_one_sentence():
     model, x = kit.models.load("digits/cnn7"), torch.rand(1, 1, 28, 28, generator=generator(0))
     with pytest.raises(ValueError, match="no images of 10 × 10 pixels: give octaves=1"):
