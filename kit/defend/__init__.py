@@ -11,13 +11,25 @@ from kit.defend.adversarial_training import (
     trades,
     yopo_training,
 )
-from kit.defend.purify import HGD, ComDefend, FeatureDistillation, RandomEnsemble, RandomResizePad
+from kit.defend.cloak import DeepCloak
+from kit.defend.purify import (
+    HGD,
+    JPEG,
+    ComDefend,
+    FeatureDistillation,
+    RandomEnsemble,
+    RandomResizePad,
+    Squeezed,
+    Through,
+    straight_through,
+)
 from kit.defend.smoothing import ABSTAIN, PixelDP, Smoothed, noisy_training, pixeldp_training
 from kit.defend.victims import load, names
 
 __all__ = [
-    "ABSTAIN", "HGD", "ComDefend", "FeatureDistillation", "PixelDP", "RandomEnsemble", "RandomResizePad", "Smoothed",
-    "adversarial_augmentation", "adversarial_training", "ensemble_adversarial_training", "fast_training",
-    "free_training", "generated_augmentation", "load", "masking", "names", "noisy_training",
-    "pixeldp_training", "single_step_training", "trades", "yopo_training",
+    "ABSTAIN", "adversarial_augmentation", "adversarial_training", "ComDefend", "DeepCloak",
+    "ensemble_adversarial_training", "fast_training", "FeatureDistillation", "free_training", "generated_augmentation",
+    "HGD", "JPEG", "load", "masking", "names", "noisy_training", "PixelDP", "pixeldp_training", "RandomEnsemble",
+    "RandomResizePad", "single_step_training", "Smoothed", "Squeezed", "straight_through", "Through", "trades",
+    "yopo_training",
 ]

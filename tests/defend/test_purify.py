@@ -1,7 +1,9 @@
+import io
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.fft import dctn, idctn
 from torch import nn
 
@@ -9,7 +11,17 @@ import kit.data
 import kit.models
 from kit.attacks import bim
 from kit.core import accuracy, check_model, fold_batch_norm, generator, logits
-from kit.defend import HGD, ComDefend, FeatureDistillation, RandomEnsemble, RandomResizePad
+from kit.defend import (
+    HGD,
+    JPEG,
+    ComDefend,
+    FeatureDistillation,
+    RandomEnsemble,
+    RandomResizePad,
+    Squeezed,
+    Through,
+    straight_through,
+)
 from kit.defend.purify import Purified, adversarial_versions, codec_training, denoiser_training
 from kit.models import Recipe, build
 from kit.models.purifiers import Codec, UNet
@@ -41,6 +53,11 @@ def every(model, source=None):
     yield RandomResizePad(model, draws=4, generator=source)
     yield RandomEnsemble([model, model], draws=2, generator=source)
     yield FeatureDistillation(model)
+    yield JPEG(model, 50)
+    yield Squeezed(model, "bit_depth", 3)
+    yield Squeezed(model, "median", 3)
+    yield Squeezed(model, "non_local_means", 5, 3, 60.0)
+    yield Through(model, straight_through(lambda x: (4 * x).round() / 4))
     yield ComDefend(model, stirred(Codec()))
     yield HGD(model, stirred(UNet(norm=False)))
 
@@ -179,6 +196,49 @@ def test_feature_distillation_removes_what_is_smaller_than_its_steps(model):
     assert (q(wave) - wave).abs().max() < 0.08  # and keeps what is larger
 
 
+def by_pillow(images, quality):
+    """The same images (N, C, H, W) out of a file."""
+    found = []
+    for image in (255 * images).round().byte().numpy():
+        file = io.BytesIO()
+        Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(file, "JPEG", quality=quality, subsampling=0)
+        array = np.asarray(Image.open(file), dtype=np.float32) / 255
+        found.append(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+    return torch.from_numpy(np.stack(found))
+
+
+@pytest.mark.parametrize("quality", [10, 50, 75, 95])
+def test_jpeg_is_the_one_of_files(model, quality):
+    """But for what lies at a half: libjpeg computes in whole numbers."""
+    scenes = (255 * kit.data.load("scenes", "test", n=6).x).round() / 255
+    for images in (scenes, scenes[:, :1], scenes[:, :, :27, :21]):
+        ours, theirs = JPEG(model, quality).purify(images), by_pillow(images, quality)
+        apart = (ours - theirs).abs()
+        assert apart.mean() < 0.7 / 255
+        assert (apart < 4 / 255).float().mean() > 0.98
+
+
+def test_a_squeezed_network_answers_about_squeezed_images(model, x):
+    torch.testing.assert_close(Squeezed(model, "bit_depth", 1)(x), model((x > 0.5).float()))
+    assert torch.equal(Squeezed(model, "median", 1)(x), model(x))
+
+
+def test_straight_through_sees_what_rounding_hides():
+    """A linear model behind a rounding that has no gradient: without help the attack stays where it is."""
+    q = lambda x: (8 * x).round() / 8  # noqa: E731
+    w = torch.linspace(0.5, 1, 16)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(16, 2, bias=False))
+    linear[1].weight.data = torch.stack([w, -w])
+    hidden, seen = Through(linear, q), Through(linear, straight_through(q))
+    grey, y = torch.full((1, 1, 4, 4), 0.4), torch.zeros(1).long()
+    assert torch.equal(hidden(grey), seen(grey))
+    v, g = grey.clone().requires_grad_(), torch.randn(grey.shape, generator=generator(0))
+    assert torch.equal(torch.autograd.grad((straight_through(q)(v) * g).sum(), v)[0], g)
+    torch.testing.assert_close(bim(seen, grey, y, eps=0.1), grey - 0.1)
+    with pytest.raises(ValueError, match="keep the images' shape"):
+        straight_through(lambda x: x[:, :1, :2])(grey)
+
+
 def test_a_code_is_binary_and_can_be_seen_through(x):
     codec = stirred(Codec())
     b = codec.code(x)
@@ -295,6 +355,12 @@ def test_the_codec_keeps_the_image_and_loses_some_of_the_attack(attacked):
 
 
 def test_what_makes_no_sense(model):
+    with pytest.raises(ValueError, match="no squeezer 'blur'"):
+        Squeezed(model, "blur")
+    with pytest.raises(ValueError, match=r"quality must be 1 … 100"):
+        JPEG(model, 0)
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        JPEG(model)(torch.rand(1, 2, 8, 8))
     with pytest.raises(ValueError, match="draws must be 1 or more"):
         RandomResizePad(model, draws=0)
     with pytest.raises(ValueError, match="at least one model"):
