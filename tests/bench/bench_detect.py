@@ -7,7 +7,7 @@ import kit.data
 import kit.models
 from kit.core import chunks, features
 from kit.data.corner_cases import rotate
-from kit.detect import DeepValidation, FeatureSqueezing, KernelDensity, evade, median
+from kit.detect import DeepValidation, FeatureSqueezing, KernelDensity, bit_depth, evade, median
 from kit.detect.detector import rightly_classified
 from tests.bench import Task, bare_passes
 
@@ -39,6 +39,10 @@ def tasks():
     yield Task("median 2×2", forward(),
                {"kit": lambda: median(x, 2),
                 "SciPy": lambda: scipy.ndimage.median_filter(x.numpy(), (1, 1, 2, 2), mode="reflect")})
+    yield Task("median 3×3", lambda: torch.nn.functional.avg_pool2d(x, 3, 1, 1),
+               {"kit": lambda: median(x, 3),
+                "SciPy": lambda: scipy.ndimage.median_filter(x.numpy(), (1, 1, 3, 3), mode="reflect")})
+    yield Task("3 bits", lambda: (x * 7).round() / 7, {"kit": lambda: bit_depth(x, 3)}, target=1.2)
     yield Task("rotation", lambda: torch.nn.functional.grid_sample(
         x, torch.nn.functional.affine_grid(torch.eye(2, 3).expand(len(x), 2, 3), x.shape, align_corners=True),
         align_corners=True), {"kit": lambda: rotate(x, 30.0)})

@@ -384,6 +384,16 @@ def test_median_is_scipys(size):
     assert torch.equal(median(x, size), torch.tensor(expected))
 
 
+def test_the_median_of_nine_passes_its_gradient_to_the_median():
+    x = torch.rand(2, 3, 6, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (g,) = torch.autograd.grad(median(x, 3)[..., 2, 2].sum(), x)
+    here = x.detach() == median(x, 3).detach()[..., 2:3, 2:3]
+    assert torch.equal(g, here.float())
+    flat = torch.full((1, 1, 5, 5), 0.3, requires_grad=True)
+    (g,) = torch.autograd.grad(median(flat, 3)[0, 0, 2, 2], flat)
+    torch.testing.assert_close(g.sum(), torch.tensor(1.0))
+
+
 def test_bit_depth_has_that_many_levels_and_a_straight_gradient():
     x = torch.linspace(0, 1, 101).view(1, 1, 1, 101).requires_grad_()
     q = bit_depth(x, 2)
