@@ -23,6 +23,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("success", "feature_adversary"): "its goal is a representation, and the class follows where it may",
     ("success", "move_map"): "its goal is the map, and it keeps the class",
     ("labels", "least_likely"): "its answer may be the same class for all images",
+    **{("counted", name): "walks the network's layers once for all images, and asks it no more" for name in
+       ("alpha_crown", "crown", "fast_lin", "ibp")},
     **{("gradient", name): "asks for answers alone" for name in
        ("autozoom", "boundary", "finite_difference", "hopskipjump", "move_map", "nes", "opt_attack", "sign_opt",
         "simba", "spsa", "square", "zo_adamm", "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo")},

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sklearn.svm  # noqa: F401 - what it imports first draws from Python's random state, whoever imports it
 import torch
 from torch import nn
 
@@ -28,6 +29,7 @@ OPTIONS = {
     "fit_planted": (replace(CLASSIFIER, batch=1), {"factor": "background"}),  # few of 12 scenes are such
     "reconstruction_training": (UNET, {"guide": "one"}),
     "rts_training": (MASKS, {"classifier": "one"}),
+    "rtsa_training": (MASKS, {"classifier": "one"}),
     "ensemble_adversarial_training": (CLASSIFIER, {"static": ["one", "two"]}),
     "ibp_training": (Recipe("scenes", "small", {"channels": 3, "size": 32, "width": 4}, epochs=1, batch=4),
                      {"eps": 0.1, "warm": 0.0}),
