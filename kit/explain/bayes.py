@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import gammaincinv, stdtrit
 from torch import Tensor
 
 from kit.core import generator as fresh
@@ -53,6 +52,8 @@ class Posterior:
         """Half of the credible interval's length, (M,)."""
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1, not {level}")
+        from scipy.special import stdtrit
+
         quantile = float(stdtrit(self.freedom, (1 + level) / 2))
         return quantile * (self.variance * self.spread.diagonal().clamp_min(0)).sqrt()
 
@@ -66,6 +67,8 @@ class Posterior:
         source, blank = generator or fresh(), torch.empty(number, len(self.weights), dtype=torch.float64)
         values, vectors = torch.linalg.eigh(self.spread)
         z = normal(blank, source) * values.clamp_min(0).sqrt()
+        from scipy.special import gammaincinv
+
         chi2 = 2 * torch.from_numpy(gammaincinv(self.freedom / 2, uniform(blank[:, 0], source).numpy()))
         sigma = (self.variance * self.freedom / chi2).sqrt()
         return self.weights + sigma[:, None] * (z @ vectors.T)

@@ -2,7 +2,7 @@
 import subprocess
 import sys
 
-SUBPACKAGES = ("data", "models", "core", "attacks", "explain", "detect", "defend", "report")
+SUBPACKAGES = ("data", "models", "core", "attacks", "explain", "detect", "certify", "fire", "defend", "report")
 PHOTOGRAPHS = """
 import sys
 import kit.data, kit.models

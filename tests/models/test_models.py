@@ -51,7 +51,7 @@ def test_shipped(name):
     assert entry["recipe"] == json.loads(json.dumps(kit.train.RECIPES[name].as_dict()))
     largest, least = {"cifar10": (1_600_000, 0.75), "svhn": (1_000_000, 0.9)}.get(name.split("/")[0], (400_000, 0.95))
     assert (registry.SHIPPED / entry["file"]).stat().st_size < largest
-    assert entry["accuracy"] > least
+    assert entry["accuracy"] > (0.7 if name == "cifar10/small" else least)  # small, so that its bounds are quick
 
 
 @pytest.mark.parametrize("name", ["digits/cnn7", "digits/mlp", *SCENES])
@@ -110,22 +110,29 @@ def test_damaged_weights(home, monkeypatch):
         kit.models.load("digits/mlp")
 
 
-def test_what_cannot_be_loaded():
-    with pytest.raises(FileNotFoundError, match="kit models train at/resnet"):
-        kit.models.load("at/resnet")
+@pytest.fixture
+def waiting(monkeypatch):
+    """A network with a recipe, that nobody has trained yet."""
+    monkeypatch.setitem(registry.CATALOGUE, "waiting/resnet", registry.CATALOGUE["at/resnet"])
+    return "waiting/resnet"
+
+
+def test_what_cannot_be_loaded(waiting):
+    with pytest.raises(FileNotFoundError, match="kit models train waiting/resnet"):
+        kit.models.load(waiting)
     with pytest.raises(ValueError, match="no network 'scenes/resnext'"):
         kit.models.load("scenes/resnext")
     with pytest.raises(ValueError, match="torchvision has no classifier 'nothing'"):
         kit.models.load("imagenet/nothing")
 
 
-def test_listing():
+def test_listing(waiting):
     rows = {r.name: r for r in kit.models.listing()}
     assert set(kit.models.names()) < set(rows)
     assert rows["scenes/resnet"].status == "shipped"
     assert rows["scenes/resnet"].accuracy >= 0.95
-    assert rows["at/resnet"].status == "recipe only"
-    assert rows["at/resnet"].accuracy is None
+    assert rows[waiting].status == "recipe only"
+    assert rows[waiting].accuracy is None
 
 
 def test_imagenet_weights_that_are_missing_or_broken(tmp_path, monkeypatch):
