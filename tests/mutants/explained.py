@@ -9,6 +9,7 @@ EXPLAINED: list[tuple[str, str, str]] = [
         ("atta-28", "it prints ratios of measured times: LOOSE in conftest.py"),
         ("atta-46", "the game of T and x' is chaotic: LOOSE in conftest.py"),
     )),
+    ("notebooks/fire/scaffold.ipynb scaffold-39", ": number", "a text with 0.00461; its record is compared beside it"),
     ("kit/core/balls.py", "clamp_min(1e-30)).clamp(max=1)", "where it is over 1 the next lines set 1: nothing changes"),
     ("kit/attacks/minimal/deepfool.py", "torch.where(movable, -others, (torch.inf))",
      "a feature whose a is −∞ is in no pair, whatever its b"),
