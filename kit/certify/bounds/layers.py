@@ -9,6 +9,7 @@ poolings need not be modules. They are listed once, on two inputs, and hold for 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -34,8 +35,6 @@ SUPPORTED = ("convolution, linear, ReLU, average and max pooling, flatten and ot
 class Step:
     """One function of a network. `inputs` and `output` are the places of its tensors among the network's (0 is x)."""
 
-    affine = True
-
     def __init__(self, op: Operation, inputs: list[int], output: int):
         self.op, self.layer, self.inputs, self.output = op, op.layer, inputs, output
         self.shapes, self.shape = [i.shape[1:] for i in op.inputs], op.output.shape[1:]
@@ -48,11 +47,16 @@ class Step:
     def of(self, inputs: list[Tensor]) -> Tensor:
         return self.op.of(inputs)
 
+
+class Affine(Step, ABC):
+    """W h + b."""
+
+    @abstractmethod
     def down(self, A: Tensor) -> tuple[list[Tensor], Tensor | float]:
-        raise NotImplementedError
+        """Wᵀ A for each input, and ⟨A, b⟩ (N, S), for rows A (N, S, …)."""
 
 
-class Weighted(Step):
+class Weighted(Affine):
     """W h + b, a convolution or a linear layer: W m + b ± |W| r for the middle m and the radius r of the ends."""
 
     def __init__(self, op: Operation, inputs: list[int], output: int, step: Linear):
@@ -74,7 +78,7 @@ class Weighted(Step):
         return [below], (rows * step.bias).flatten(2).sum(2)
 
 
-class Elementwise(Step):
+class Elementwise(Affine):
     """w ∘ h + b: normalisation, batch norm in evaluation mode, sums and products with constants."""
 
     def __init__(self, op: Operation, inputs: list[int], output: int):
@@ -102,7 +106,7 @@ class Elementwise(Step):
         return [A * w], (A * b).flatten(2).sum(2)
 
 
-class Reshape(Step):
+class Reshape(Affine):
     """The same numbers in another shape."""
 
     def of(self, inputs: list[Tensor]) -> Tensor:
@@ -112,7 +116,7 @@ class Reshape(Step):
         return [A.reshape(*A.shape[:2], *self.shapes[0])], 0.0
 
 
-class Rising(Step):
+class Rising(Affine):
     """An affine step whose weights are all zero or more: averages, sums, selections, concatenation, padding."""
 
     def down(self, A: Tensor) -> tuple[list[Tensor], Tensor | float]:
@@ -128,16 +132,12 @@ class Rising(Step):
 class ReLU(Step):
     """max(h, 0)."""
 
-    affine = False
-
     def of(self, inputs: list[Tensor]) -> Tensor:
         return inputs[0].clamp(min=0)
 
 
 class MaxPool(Step):
     """The greatest of each window. `windows` and `gathered` go between the tensor and its windows' entries."""
-
-    affine = False
 
     def __init__(self, op: Operation, inputs: list[int], output: int):
         super().__init__(op, inputs, output)
@@ -191,7 +191,7 @@ class Layers:
         if id(z) not in places or z.dim() != 2:
             raise ValueError(f"the model must return outputs (N, K) that depend on its inputs, not {tuple(z.shape)}")
         self.output, self.classes = places[id(z)], z.shape[1]
-        self.bent = [step for step in self.steps if not step.affine]
+        self.bent = [step for step in self.steps if not isinstance(step, Affine)]
 
     def widest(self) -> int:
         """The greatest number of values that one tensor holds for an input."""

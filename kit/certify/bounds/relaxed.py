@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.certify.bounds.domains import Domain, least_on_box
-from kit.certify.bounds.layers import Elementwise, Ends, Layers, MaxPool, ReLU, Reshape, Step, Weighted
+from kit.certify.bounds.layers import Affine, Elementwise, Ends, Layers, MaxPool, ReLU, Reshape, Step, Weighted
 from kit.core.steps import tiny
 
 METHODS = ("ibp", "fast_lin", "crown")
@@ -93,7 +93,7 @@ def pulled_back(
         if step.output in stop or step.output not in held:
             continue
         A = held.pop(step.output)
-        if step.affine:
+        if isinstance(step, Affine):
             below, constant = step.down(A)
         else:
             pulled, constant = lines[step.output].pulled(A, step)  # type: ignore[arg-type]
@@ -149,7 +149,7 @@ class Relaxed:
         self.ends: list[Ends] = []
         sure = _sure(self.layers) if domain.product else set()
         for step in self.layers.steps:
-            if not step.affine:
+            if not isinstance(step, Affine):
                 place, = step.inputs
                 ends = self.intervals[place]
                 if intermediate != "ibp" and place not in sure:

@@ -18,6 +18,7 @@ from torch import Tensor
 from kit.certify.verify.chain import Chain
 from kit.certify.verify.linear import Found, Hidden, hidden_bounds, outputs_below
 from kit.certify.verify.programs import last_word
+from kit.core.loop import Memory, adam
 
 FEW = 10  # up to so many inputs, a box is divided along one of them
 
@@ -263,7 +264,8 @@ def ascended(
     if bool(parts.phase.any()):
         hidden = hidden_bounds(chain, l, h, rounding, hidden)
     alpha, beta = parts.alpha.clone(), parts.beta.clone()
-    moments = [torch.zeros_like(alpha) for _ in range(4)]
+    of_alpha: Memory = {}
+    of_beta: Memory = {}
     kept = torch.full((B, len(chain.b[-1])), -math.inf).to(low), alpha.clone(), beta.clone()
     scale: Tensor | float = 1.0
     for k in range(steps + 1):
@@ -282,22 +284,14 @@ def ascended(
                                for A, n in zip(found.layers, sizes, strict=True)], 2)
         if k == steps or bool((kept[0].max(1).values > 2 * rounding[-1].max()).all()):
             break
-        rate = lr * 0.95**k
-        alpha = (alpha + rate * _adam(ga, moments[:2], k)).clamp(0, 1)
-        beta = (beta + rate * scale * _adam(gb, moments[2:], k)).clamp_min(0)
+        climb = adam(lr * 0.95**k)
+        alpha = climb(alpha, ga, of_alpha).clamp(0, 1)
+        beta = (beta + scale * climb(torch.zeros_like(beta), gb, of_beta)).clamp_min(0)
     bound, alpha, beta = kept
     found = outputs_below(chain, l, h, hidden, alpha=list(alpha.split(sizes, 2)), beta=list(beta.split(sizes, 2)),
                           phase=phase)
     off = rounding[-1] + len(chain.W) * (beta * parts.phase.abs()[:, None] @ torch.cat(rounding[:-1]))
     return found, off, hidden, Parts(parts.phase, alpha, beta, bound.max(1).values)
-
-
-def _adam(g: Tensor, moments: list[Tensor], k: int) -> Tensor:
-    """The direction of Adam's step number k; the moments are updated in place."""
-    first, second = moments
-    first.mul_(0.9).add_(g, alpha=0.1)
-    second.mul_(0.999).addcmul_(g, g, value=0.001)
-    return first / (1 - 0.9 ** (k + 1)) / ((second / (1 - 0.999 ** (k + 1))).sqrt() + 1e-8)
 
 
 def costliest(found: Found, hidden: Hidden) -> Tensor:

@@ -7,17 +7,8 @@ import torch.nn.functional as F
 
 from kit.attacks import stadv
 from kit.core import MisleadingModel, fooled, generator, logits
-from kit.data import load
-from kit.explain import RTS, cam, l1_distance
+from kit.explain import cam, l1_distance
 from kit.fire import adv2_flow, random_patches
-from kit.fire.defences.rtsa import runner_up
-
-
-@pytest.fixture(scope="module")
-def case():
-    rts, x = RTS.shipped("scenes/resnet"), load("scenes", "dev", n=8).x
-    y = logits(rts.model, x).argmax(1)
-    return rts, x, y, runner_up(rts.model, x, y)
 
 
 def test_it_deceives_both_where_stadv_deceives_one(case):

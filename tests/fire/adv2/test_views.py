@@ -5,19 +5,10 @@ import pytest
 import torch
 
 from kit.core import fooled, logits
-from kit.data import load
 from kit.detect import FeatureSqueezing
-from kit.explain import RTS, mask
+from kit.explain import mask
 from kit.fire import adv2, adv2_mask
 from kit.fire.adv2.descent import prediction_loss
-from kit.fire.defences.rtsa import runner_up
-
-
-@pytest.fixture(scope="module")
-def case():
-    rts, x = RTS.shipped("scenes/resnet"), load("scenes", "dev", n=6).x
-    y = logits(rts.model, x).argmax(1)
-    return rts, x, y, runner_up(rts.model, x, y)
 
 
 def same(v):
