@@ -5,16 +5,21 @@ that run is of the chapter as it stands, and from the committed outputs otherwis
 """
 from __future__ import annotations
 
-import filecmp
+import html
+import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+from kit.report.numbers import MIME as RECORD
 from kit.run.files import ROOT, UserError, chapters, read, run_key, stamp, up_to_date
 
+SHOWN = 4  # so many recorded numbers one below the other are still read
 PAGES = ("_config.yml", "_toc.yml", "book", "kit")  # kit, because pages include its source
 
 
@@ -52,16 +57,42 @@ def _wanted(root: Path, runs: Path | None) -> Iterator[tuple[Path, Path]]:
         yield (run if run is not None and run.is_file() and current(run, notebook) else notebook), place
 
 
+def _folded(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The outputs, a row of more than `SHOWN` recorded numbers being one list that the reader unfolds."""
+    rows: list[dict[str, Any]] = []
+    for recorded, group in groupby(outputs, key=lambda output: RECORD in output.get("data", {})):
+        row = list(group)
+        if recorded and len(row) > SHOWN:
+            items = "".join(f"<li>{html.escape(''.join(output['data']['text/plain']))}</li>" for output in row)
+            head = f"{len(row)} recorded results, with their intervals"
+            listed = f'<details class="records"><summary>{head}</summary><ul>{items}</ul></details>'
+            row = [{"output_type": "display_data", "data": {"text/html": listed}, "metadata": {}}]
+        rows += row
+    return rows
+
+
+def _page(path: Path) -> bytes:
+    """What jupyter-book is given of a file."""
+    if path.suffix != ".ipynb":
+        return path.read_bytes()
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    for cell in nb["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = _folded(cell["outputs"])
+    return json.dumps(nb, ensure_ascii=False, indent=1).encode()
+
+
 def stage(source: Path, root: Path = ROOT, runs: Path | None = None) -> None:
     """Make `source` hold the book's pages and nothing else, touching only what differs, so that a rebuild is short."""
     kept = set()
     for path, place in _wanted(root, runs):
         target = source / place
         kept.add(target)
-        if target.is_file() and filecmp.cmp(path, target, shallow=False):
+        page = _page(path)
+        if target.is_file() and target.read_bytes() == page:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        target.write_bytes(page)
     for path in source.rglob("*"):
         if path.is_file() and path not in kept:
             path.unlink()

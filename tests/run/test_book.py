@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from kit.report.numbers import MIME, VERDICT
 from kit.run import files as files_of
 from kit.run.book import stage, stale
 
@@ -73,6 +74,30 @@ def test_a_run_that_is_not_of_the_chapter_as_it_stands_is_left_out(root, tmp_pat
     stage(source, root, tmp_path / "runs")
     assert "its own run" not in files(source)["notebooks/a/b.ipynb"]
     assert stale(tmp_path / "runs", root) == [chapter.relative_to(root)]
+
+
+@pytest.mark.parametrize(("n", "blocks"), [(4, 6), (5, 3)])
+def test_many_recorded_numbers_in_a_row_are_one_folded_list(root, tmp_path, n, blocks):
+    chapter = root / "notebooks" / "a" / "b.ipynb"
+    nb = files_of.read(chapter)
+
+    def shown(mime, text):
+        return {"output_type": "display_data", "data": {mime: {}, "text/plain": [text]}, "metadata": {}}
+
+    printed = {"output_type": "stream", "name": "stdout", "text": ["printed"]}
+    nb["cells"][0]["outputs"] = [printed, *(shown(MIME, f"a{i} < 1") for i in range(n)), shown(VERDICT, "holds")]
+    chapter.write_text(json.dumps(nb))
+    stage(tmp_path / "source", root)
+    outputs = json.loads((tmp_path / "source" / "notebooks" / "a" / "b.ipynb").read_text())["cells"][0]["outputs"]
+    assert len(outputs) == blocks
+    assert outputs[0] == printed
+    assert outputs[-1]["data"]["text/plain"] == ["holds"]
+    assert [f"a{i} " in json.dumps(outputs) for i in range(n)] == [True] * n
+    if n > 4:
+        assert outputs[1]["data"]["text/html"].count("<li>") == n
+        assert "<summary>5 recorded" in outputs[1]["data"]["text/html"]
+        assert "&lt; 1" in outputs[1]["data"]["text/html"]
+    assert len(json.loads(chapter.read_text())["cells"][0]["outputs"]) == n + 2
 
 
 def test_a_chapter_that_was_never_run_is_not_stale(root, tmp_path):
