@@ -198,5 +198,8 @@ def _in_range(name: str, low: Any, high: Any) -> None:
         raise TypeError(f"{name} must be a number, not {low!r}") from None
     if not fits:
         bound = f"{'at least' if allowed else 'more than'} {least:g}" + f" and at most {most:g}" * (most < math.inf)
+        if not math.isfinite(high):
+            bound = f"finite and {bound}"
         bound = "finite" if least == -math.inf else bound
-        raise ValueError(f"{name} must be {bound}, not {low if low == high else f'{low:g} to {high:g}'}")
+        value = f"{low:g}" if low == high or math.isnan(low) else f"{low:g} to {high:g}"
+        raise ValueError(f"{name} must be {bound}, not {value}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.core import borrowed, check_images, chunks, features, replace
+from kit.core.checks import check_fits
 from kit.core.fitted import Fitted
 from kit.core.network import layers_named
 from kit.defend.purify import Wrapper
@@ -37,10 +38,11 @@ class DeepCloak(Wrapper, Fitted):
 
     def fit(self, x: Tensor, x_adv: Tensor) -> Self:
         """Rank the features by how far the pairs (x, x_adv), each (N, C, H, W), are apart in them."""
-        if x.shape != x_adv.shape:
-            raise ValueError(f"each image needs its attacked version: {tuple(x.shape)} and {tuple(x_adv.shape)}")
         check_images(x)
         check_images(x_adv)
+        if x.shape != x_adv.shape:
+            raise ValueError(f"each image needs its attacked version: {tuple(x.shape)} and {tuple(x_adv.shape)}")
+        check_fits(self.model, x)
         scores: Tensor | None = None
         with borrowed(self.model, x), torch.no_grad(), features(self.model, [self.layer]) as found:
             for rows in chunks(x):

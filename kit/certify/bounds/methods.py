@@ -96,7 +96,7 @@ def alpha_crown(
     for rows, start in zip(C.split(net._rows(), 1), first.split(net._rows(), 1), strict=True):
         alpha = [lines.s[:, None].repeat(1, rows.shape[1], *[1] * (lines.s.dim() - 1)).requires_grad_()
                  for lines in undecided.values()]
-        optimiser, best = torch.optim.Adam(alpha, lr=lr), start
+        optimiser, best = torch.optim.Adam(alpha, lr=lr, eps=max(1e-8, torch.finfo(x.dtype).tiny)), start
         for _ in range(steps):
             for slopes, (at, lines) in zip(alpha, undecided.items(), strict=True):
                 open_ = ((lines.w > 0) & (lines.w < 1))[:, None]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kit.certify.verify.branching import search
 from kit.certify.verify.chain import Chain, chain
 from kit.certify.verify.linear import hidden_bounds, outputs_below
-from kit.core import check_settings, per_image
+from kit.core import ball, check_images, check_settings, per_image
 
 SAFE, UNKNOWN, UNSAFE = 1, 0, -1
 
@@ -31,10 +31,12 @@ def verify(
     rounding it to that dtype takes the error away, the answer is unknown. A budget that is spent (`max_nodes` parts
     bounded for a class, or `seconds` for an image) gives unknown.
 
-    Raises ValueError for a network with branches, max-pooling, or layers too large for a matrix (`chain`).
+    Raises ValueError for a network with branches, max-pooling, or layers too large for a matrix (`chain`), and for
+    an eps above 1.
     Cost: for each class that is not excluded at once, branch and bound: exponential in the undecided ReLUs at worst.
     Source: Bunel et al., Branch and bound for piecewise linear neural network verification, JMLR 2020.
     """
+    ball("linf", eps)
     net = chain(model, x)
     answers, examples = [], []
     for i in range(len(x)):
@@ -96,6 +98,7 @@ def exact_distance(
     Cost: `rounds` + 1 calls of `verify`.
     """
     check_settings({"rounds": rounds})
+    check_images(x)
     low, high = torch.zeros(len(x), device=x.device).double(), torch.full((len(x),), largest, device=x.device).double()
     radius = high.clone()
     for _ in range(rounds + 1):

@@ -114,7 +114,7 @@ class JPEG(CosineSteps):
         centre = torch.tensor([128.0, 0, 0][:channels]).to(x)[:, None, None]
         levels = whole(torch.einsum("kc,nchw->nkhw", mix, whole(255 * x))) - centre
         levels = whole(self.rounded(levels, self.table[:channels]) + centre)
-        return (whole(torch.einsum("ck,nkhw->nchw", mix.inverse(), levels)) / 255).clamp(0, 1)
+        return (whole(torch.einsum("ck,nkhw->nchw", mix.double().inverse().to(x), levels)) / 255).clamp(0, 1)
 
 
 def whole(x: Tensor) -> Tensor:
