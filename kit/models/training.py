@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kit.core.checks import check_fits, check_images
 from kit.core.seeding import ambient_randomness_kept
 from kit.models.registry import build
 
@@ -96,16 +97,21 @@ def fit(
     Who needs more than the gradient of a loss gives an `oracle(model, weights, x, y, generator) -> (loss, gradient of
     each weight)` in its place. Each batch is learnt from `replays` times in a row, and what an oracle carries from step
     to step is in `memory`, which the checkpoint keeps.
-    Nothing of the caller's is changed, the ambient random state included. Raises ValueError where the loss is NaN or
-    infinite, and names the step. Cost: `epochs` times `replays` times the passes of the loss (or oracle) over x.
+    Nothing of the caller's is changed, the ambient random state included. Raises for images that are none
+    (`check_images`) or of another dtype than the network, and ValueError where the loss is NaN or infinite, and names
+    the step. Cost: `epochs` times `replays` times the passes of the loss (or oracle) over x.
     """
     oracle = oracle or differentiated(loss)
     if len(x) != len(y) or not len(x):
         raise ValueError(f"every image needs one label: there are {len(x)} images and {len(y)} labels")
-    with ambient_randomness_kept(device):
+    check_images(x)
+    if y.dim() == 1 and y.dtype != torch.int64:
+        raise TypeError(f"y must hold class numbers as int64, not {y.dtype}: use y.long()")
+    with ambient_randomness_kept(device), torch.enable_grad():
         torch.manual_seed(seed)
         model = build(r, norm=True) if start is None else start.train()
         model = model.to(device).to(memory_format=torch.channels_last)
+        check_fits(model, x[:1].to(device))
         generator = torch.Generator().manual_seed(seed)
         batch = min(r.batch, len(x))
         per_epoch = len(x) // batch

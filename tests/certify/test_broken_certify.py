@@ -163,8 +163,8 @@ def test_the_seconds_are_an_image_s_and_not_each_class_s(images, monkeypatch):
         return Verdict("unknown", None, -1.0, 1, 3.0)
 
     monkeypatch.setattr(importlib.import_module("kit.certify.verify.images"), "search", slow)
-    source = generator(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5)).requires_grad_(False)
+    source = generator(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 9)).requires_grad_(False)
     for weight in model.parameters():
         weight.normal_(0, 0.7, generator=source)
     verify(model, images[:1], model(images[:1]).argmax(1), eps=0.6, seconds=100.0)

@@ -56,7 +56,7 @@ def search(
 
     `split`: "input" divides the box along an input, "relu" at a ReLU; "auto" takes inputs where there are ten or fewer.
     `batch` parts are bounded together; `steps` of gradient ascent choose α and β where ReLUs are divided. The first
-    guesses are `falsify`'s. Raises ValueError for a box that is none. Cost: `max_nodes` bounds, and the last batch whole.
+    guesses are `falsify`'s. Raises ValueError for a box that is none. Cost: `max_nodes` bounds, the last batch whole.
     """
     if split not in ("auto", "input", "relu"):
         raise ValueError(f"split must be 'auto', 'input' or 'relu', not {split!r}")

@@ -44,6 +44,7 @@ def free_training(
     Source: Shafahi et al., Adversarial training for free!, NeurIPS 2019, algorithm 1.
     """
     check(eps=eps, step=step, m=m)
+    ball("linf", eps)
     step = eps if step is None else step
     grown, kept = Growing(ramp), {"delta": torch.zeros_like(x[:r.batch])}
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import kit.models
 from kit.attacks import fgsm
-from kit.defend.adversarial_training.inner import Growing
+from kit.core import ball
+from kit.defend.adversarial_training.inner import Growing, check
 from kit.models import Recipe, fit
 
 
@@ -38,6 +39,8 @@ def ensemble_adversarial_training(
     Source: Tramèr et al., Ensemble adversarial training: attacks and defenses, ICLR 2018, section 3.4; the radius is
     that of Kurakin et al. (ICLR 2017). They use the least likely class as FGSM's target; here it is untargeted.
     """
+    check(eps=eps)
+    ball("linf", eps)
     grown = Growing(ramp)
     others = [kit.models.load(name, how.get("device")) for name in static]
 
