@@ -22,11 +22,11 @@ from kit.defend.adversarial_training.ensemble import (
 )
 from kit.defend.adversarial_training.inner import Growing, ascend
 from kit.defend.adversarial_training.masking import Sign, masking
-from kit.defend.adversarial_training.measure import robust_accuracy, robust_at_eps
+from kit.defend.adversarial_training.measure import robust_accuracy, robust_at_eps, surviving
 from kit.defend.adversarial_training.minmax import adversarial_training, trades
 
 __all__ = [
     "Growing", "Sign", "adversarial_augmentation", "adversarial_training", "ascend", "ensemble_adversarial_training",
     "fast_training", "free_training", "generated_augmentation", "half_normal", "masking", "robust_accuracy",
-    "robust_at_eps", "single_step_training", "trades", "yopo_training",
+    "robust_at_eps", "single_step_training", "surviving", "trades", "yopo_training",
 ]

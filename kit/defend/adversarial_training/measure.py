@@ -1,9 +1,35 @@
-"""What the manifest says of a robust network."""
+"""How much a network withstands: image by image under several attacks, and what the manifest says of it."""
+from collections.abc import Callable, Mapping
+
 from torch import Tensor, nn
 
 from kit.attacks import pgd
-from kit.core import accuracy
+from kit.core import accuracy, fooled
 from kit.models import Recipe
+
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def surviving(
+    model: nn.Module, x: Tensor, y: Tensor, attacks: Mapping[str, Attack], *, eps: float
+) -> dict[str, Tensor]:
+    """Which images are right before all attacks ("clean"), and still after each: (N,) truth values, by name.
+
+    The attacks `(model, x, y) -> x_adv` come one after another, and each is asked only about the images that all before
+    it left right: the last entry is the worst case per image. An answer farther than eps (ℓ∞) from its image counts for
+    nothing. Cost: a forward pass, and the attacks'.
+    """
+    right = ~fooled(model, x, y)
+    found = {"clean": right}
+    for name, attack in attacks.items():
+        rows = right.nonzero()[:, 0]
+        right = right.clone()
+        if len(rows):
+            x_adv = attack(model, x[rows], y[rows])
+            within = (x_adv - x[rows]).flatten(1).abs().amax(1) <= eps + 1e-6
+            right[rows] = ~(within & fooled(model, x_adv, y[rows]))
+        found[name] = right
+    return found
 
 
 def robust_accuracy(r: Recipe, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
