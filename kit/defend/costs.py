@@ -9,8 +9,8 @@ within ε (ℓ∞). Each is a small dataclass: `sample` draws from it, its other
     Bits               the same with bits: sometimes no more data is needed             (Schmidt et al. 2018)
     Parity             a weak feature beside a parity of strong ones: capacity          (after Nakkiran 2019)
 
-Features are not pixels: they have no bounds, and ε is in their units. A rule is its weights w, and answers sign(w·x). Of
-all changes within ε the worst is −ε y sign(w), so that FGSM finds what PGD finds, and both are exact. Features and
+Features are not pixels: they have no bounds, and ε is in their units. A rule is its weights w, and answers sign(w·x).
+Of all changes within ε the worst is −ε y sign(w), so that FGSM finds what PGD finds, and both are exact. Features and
 weights are float64; labels are −1.0 or 1.0.
 """
 from __future__ import annotations
@@ -115,10 +115,9 @@ class Weak:
         return self.rule(math.log(self.p / (1 - self.p)), 2 * self.eta)
 
     def best(self, eps: float) -> Tensor:
-        """The best of the rules (w₁, v, …, v), w₁, v ≥ 0, under ε < 1: the weak features count η − ε, for ε ≥ η nothing.
+        """The best of the rules (w₁, v, …, v), w₁, v ≥ 0, under ε < 1. A weak feature is worth η − ε: for ε ≥ η nothing.
 
-        Under attack a weak feature is N(y (η − ε), 1) and the strong one y (1 − ε) or −y (1 + ε), so that the rule is
-        Bayes' own but for the middle of the strong one, which no weight can move: found on a grid of w₁ / v.
+        For a smaller ε it is found on the grid of `trade_off`; near η it may be the strong feature alone already.
         """
         if eps >= self.eta:
             return self.rule(1.0, 0.0)
