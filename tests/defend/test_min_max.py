@@ -1,4 +1,7 @@
 """The trainers against what they must be: closed forms, each other, and loops written out by hand."""
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,13 +15,16 @@ from kit.core import Linf, fooled, generator, logits
 from kit.defend import (
     adversarial_augmentation,
     adversarial_training,
+    ensemble_adversarial_training,
     fast_training,
     free_training,
     generated_augmentation,
     masking,
+    single_step_training,
     trades,
     yopo_training,
 )
+from kit.defend.adversarial_training import surviving
 from kit.defend.adversarial_training.cheap import halves
 from kit.defend.adversarial_training.enlarged import sampled
 from kit.models import Recipe
@@ -208,9 +214,12 @@ class Stopped(Exception):
 @pytest.mark.parametrize(("trainer", "how"), [
     (adversarial_training, {"steps": 2, "clean": 0.5, "ramp": 0.5}), (adversarial_training, {"steps": 2, "norm": "l2"}),
     (fast_training, {}), (free_training, {"m": 3, "ramp": 0.5}), (yopo_training, {"m": 2, "n": 2}),
-    (trades, {"steps": 2}), (generated_augmentation, {"rank": 3}),
+    (trades, {"steps": 2}), (generated_augmentation, {"rank": 3}), (single_step_training, {"ramp": 0.5}),
+    (ensemble_adversarial_training, {"static": ["other"]}), (adversarial_augmentation, {"source": "other", "steps": 2}),
 ])
-def test_a_training_that_was_stopped_ends_in_the_same_weights(tmp_path, trainer, how):
+def test_a_training_that_was_stopped_ends_in_the_same_weights(tmp_path, monkeypatch, trainer, how):
+    other = Watched().eval()
+    monkeypatch.setattr(kit.models, "load", lambda name, device=None: other)
     x, y = images()
     how = {"device": CPU, **({"eps": EPS} if trainer is not generated_augmentation else {}), **how}
     whole = weights(trainer(TOY, x, y, **how))
@@ -224,6 +233,42 @@ def test_a_training_that_was_stopped_ends_in_the_same_weights(tmp_path, trainer,
         trainer(TOY, x, y, checkpoint=kept, progress=stop, **how)
     assert kept.load()["epoch"] == 2
     assert torch.equal(weights(trainer(TOY, x, y, checkpoint=kept, **how)), whole)
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from kit.core import generator
+from kit.defend import free_training
+from kit.models import Recipe
+from kit.train import Checkpoint
+torch.set_num_threads(1)
+x = 0.3 + 0.4 * torch.rand(30, 1, 4, 4, generator=generator(0))
+y = torch.randint(3, (30,), generator=generator(1))
+r = Recipe("none", "mlp", {"channels": 1, "size": 4, "classes": 3, "width": 8}, epochs=4, batch=10, lr=1e-2)
+def progress(step, steps, loss):
+    if step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+model = free_training(r, x, y, device=torch.device("cpu"), eps=0.1, m=2, progress=progress,
+                      checkpoint=Checkpoint(sys.argv[1], "toy", {}))
+torch.save(torch.cat([p.detach().flatten() for p in model.parameters()]), sys.argv[3])
+"""
+
+
+def test_a_training_that_was_killed_ends_in_the_same_weights(tmp_path):
+    """In its third epoch, by a signal that no program can catch; the same call goes on, and begins nothing anew."""
+    def run(folder, killed_at, out):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / folder), str(killed_at), str(tmp_path / out)]
+        return subprocess.run(command, check=False, capture_output=True, text=True)
+
+    whole, killed = run("whole", -1, "whole.pt"), run("cut", 15, "none.pt")
+    assert whole.returncode == 0, whole.stderr
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "none.pt").exists()
+    assert len(list((tmp_path / "cut").iterdir())) == 1  # one file, and nothing half written beside it
+    again = run("cut", 12, "again.pt")  # of its 24 steps the first 12 lie behind it: the 12th does not come again
+    assert again.returncode == 0, again.stderr
+    assert torch.equal(torch.load(tmp_path / "whole.pt"), torch.load(tmp_path / "again.pt"))
 
 
 def test_a_loss_that_diverges_names_its_step():
@@ -256,6 +301,34 @@ def test_settings_that_make_no_sense(trainer, how, message):
     x, y = images()
     with pytest.raises(ValueError, match=message):
         trainer(TOY, x, y, device=CPU, **how)
+
+
+def test_who_survives_several_attacks():
+    """Each attack is asked about those that are left; what leaves the ball is no answer, and the worst comes last."""
+    model, (x, _) = linear().eval(), images(40)
+    model[1].bias.data -= model[1](torch.full((1, 16), 0.5))[0].detach()  # both classes are in the box
+    y = logits(model, x).argmax(1)
+    y[:5] = 1 - y[:5]  # wrong before any attack
+    asked = []
+
+    def counted(attack):
+        def asks(m, v, k):
+            asked.append(len(v))
+            return attack(m, v, k)
+        return asks
+
+    far = counted(lambda m, v, k: fgsm(m, v, k, eps=3 * EPS))
+    small = counted(lambda m, v, k: fgsm(m, v, k, eps=EPS / 8))
+    large = counted(lambda m, v, k: fgsm(m, v, k, eps=EPS / 3))
+    found = surviving(model, x, y, {"far": far, "small": small, "large": large, "none": counted(lambda m, v, k: v)},
+                      eps=EPS)
+    assert found["clean"].tolist() == [False] * 5 + [True] * 35
+    assert torch.equal(found["far"], found["clean"])
+    assert torch.equal(found["small"], found["clean"] & ~fooled(model, fgsm(model, x, y, eps=EPS / 8), y))
+    assert torch.equal(found["large"], found["clean"] & ~fooled(model, fgsm(model, x, y, eps=EPS / 3), y))
+    assert torch.equal(found["none"], found["large"])
+    assert asked == [35, 35, int(found["small"].sum()), int(found["large"].sum())]
+    assert 0 < found["large"].sum() < found["small"].sum() < 35
 
 
 # --- larger training sets --------------------------------------------------------------------------------------------
