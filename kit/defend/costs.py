@@ -115,7 +115,7 @@ class Weak:
         return self.rule(math.log(self.p / (1 - self.p)), 2 * self.eta)
 
     def best(self, eps: float) -> Tensor:
-        """The best of the rules (w₁, v, …, v), w₁, v ≥ 0, under ε < 1. A weak feature is worth η − ε, nothing for ε ≥ η.
+        """The best of the rules (w₁, v, …, v), w₁, v ≥ 0, under ε < 1. A weak one is worth η − ε, nothing for ε ≥ η.
 
         For a smaller ε it is found on the grid of `trade_off`; near η it may be the strong feature alone already.
         """
