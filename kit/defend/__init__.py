@@ -12,6 +12,8 @@ from kit.defend.adversarial_training import (
     yopo_training,
 )
 from kit.defend.cloak import DeepCloak
+from kit.defend.deflect import Deflection
+from kit.defend.game import play
 from kit.defend.purify import (
     HGD,
     JPEG,
@@ -27,9 +29,9 @@ from kit.defend.smoothing import ABSTAIN, PixelDP, Smoothed, noisy_training, pix
 from kit.defend.victims import load, names
 
 __all__ = [
-    "ABSTAIN", "adversarial_augmentation", "adversarial_training", "ComDefend", "DeepCloak",
-    "ensemble_adversarial_training", "fast_training", "FeatureDistillation", "free_training", "generated_augmentation",
-    "HGD", "JPEG", "load", "masking", "names", "noisy_training", "PixelDP", "pixeldp_training", "RandomEnsemble",
-    "RandomResizePad", "single_step_training", "Smoothed", "Squeezed", "straight_through", "Through", "trades",
-    "yopo_training",
+    "ABSTAIN", "adversarial_augmentation", "adversarial_training", "ComDefend", "DeepCloak", "Deflection",
+    "ensemble_adversarial_training", "fast_training", "FeatureDistillation", "free_training",
+    "generated_augmentation", "HGD", "JPEG", "load", "masking", "names", "noisy_training", "PixelDP",
+    "pixeldp_training", "play", "RandomEnsemble", "RandomResizePad", "single_step_training", "Smoothed", "Squeezed",
+    "straight_through", "Through", "trades", "yopo_training",
 ]

@@ -12,12 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.core import margin
+from kit.core import chunk_size, margin
 from kit.detect.detector import Detector
-
-# Exchanges (i, j), the smaller value to i, that bring the median of nine values to place 4.
-EXCHANGES = ((1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 3), (5, 8), (4, 7), (3, 6),
-             (1, 4), (2, 5), (4, 7), (4, 2), (6, 4), (4, 2))
 
 
 class _Round(torch.autograd.Function):
@@ -46,20 +42,30 @@ def median(x: Tensor, size: int) -> Tensor:
     """Each pixel becomes the median of the size × size window around it, mirrored at the border.
 
     An even window reaches one pixel further up and left, and of its two middle values the larger is taken: SciPy's
-    convention, which the paper's squeezer has. The 3 × 3 median is found by 19 exchanges of two values, after Paeth
-    (Graphics Gems, 1990); where values are equal, they share the gradient. Memory: size² copies of the batch.
+    convention, which the paper's squeezer has. The 3 × 3 median is found without sorting nine values: each column of
+    three is sorted once for all windows that it is in, and then it is the median of three, the largest of the lowest,
+    the median of the middle and the lowest of the largest. Where values are equal, they share the gradient. Memory: a
+    few copies of the batch, size² for other sizes.
     """
     if size < 1 or size > min(x.shape[2:]):
         raise ValueError(f"the window must be 1 … {min(x.shape[2:])} pixels wide, not {size}")
-    wide = _mirrored(x, size // 2, (size - 1) // 2)
     if size == 3:
-        height, width = x.shape[2:]
-        v = [wide[..., i:i + height, j:j + width] for i in range(3) for j in range(3)]
-        for i, j in EXCHANGES:
-            v[i], v[j] = torch.minimum(v[i], v[j]), torch.maximum(v[i], v[j])
-        return v[4]
+        return torch.cat([_median_of_nine(part) for part in x.split(chunk_size(x))])  # a chunk stays in the cache
+    wide = _mirrored(x, size // 2, (size - 1) // 2)
     windows = wide.unfold(2, size, 1).unfold(3, size, 1).flatten(4)
     return windows.kthvalue(size * size // 2 + 1, dim=4).values
+
+
+def _median_of_nine(x: Tensor) -> Tensor:
+    wide = _mirrored(x, 1, 1)
+    upper, middle, lower = (wide[..., i:i + x.shape[2], :] for i in range(3))
+    low, high = torch.minimum(upper, middle), torch.maximum(upper, middle)
+    low, mid, high = torch.minimum(low, lower), _middle(low, high, lower), torch.maximum(high, lower)
+    a, b, c = ([v[..., j:j + x.shape[3]] for j in range(3)] for v in (low, mid, high))
+    lowest = torch.maximum(torch.maximum(a[0], a[1]), a[2])
+    highest = torch.minimum(torch.minimum(c[0], c[1]), c[2])
+    between = _middle(torch.minimum(b[0], b[1]), torch.maximum(b[0], b[1]), b[2])
+    return _middle(torch.minimum(lowest, between), torch.maximum(lowest, between), highest)
 
 
 def non_local_means(x: Tensor, search: int = 13, patch: int = 3, strength: float = 2.0) -> Tensor:
@@ -84,6 +90,11 @@ def non_local_means(x: Tensor, search: int = 13, patch: int = 3, strength: float
             weight = (-apart / h**2).exp()
             total, weights = total + weight * moved, weights + weight
     return total / weights
+
+
+def _middle(low: Tensor, high: Tensor, v: Tensor) -> Tensor:
+    """The median of three, low ≤ high and v."""
+    return torch.maximum(low, torch.minimum(high, v))
 
 
 def _mirrored(x: Tensor, before: int, after: int) -> Tensor:

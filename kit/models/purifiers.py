@@ -1,5 +1,5 @@
-"""Networks from images to images of the same size: a U-Net and a binary codec, which stand before a classifier, and an
-autoencoder, whose codes an attack searches.
+"""Networks from images to images of the same size: a U-Net and a binary codec, which stand before a classifier, an
+autoencoder, whose codes an attack searches, and a classifier that draws what it saw.
 
 They are small like the classifiers: the widths are ours, the layout is the papers'. `kit.defend` trains them.
 """
@@ -107,6 +107,49 @@ class Decoder(nn.Sequential):
     shape: tuple[int, ...]
 
 
+class Capsules(nn.Module):
+    """A classifier that can draw what it saw: `numbers` for each class, whose length decides and whose value is drawn.
+
+        v = enc(x) (N, K, numbers)      z_k = mean v_k²      r_k(x) = dec(v_k in the place of class k, else zeros)
+
+    All that one class says about the image is in its own numbers, and the decoder sees those of one class at a time, so
+    that every class has a reconstruction of its own. Without routing: it is the class-conditional network of Frosst,
+    Sabour and Hinton (DARCCC, 2018) with capsules for the groups. Grey images whose side is a multiple of 4.
+    """
+
+    def __init__(
+        self, channels: int = 1, size: int = 28, classes: int = 10, numbers: int = 8, width: int = 16,
+        norm: bool = True,
+    ):
+        super().__init__()
+        self.classes, self.numbers, quarter = classes, numbers, size // 4
+        self.encoder = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
+            nn.Linear(width * ((quarter + 1) // 2) ** 2, classes * numbers))
+        self.decoder = nn.Sequential(
+            nn.Linear(classes * numbers, 64), nn.ReLU(), nn.Linear(64, 8 * quarter**2), nn.ReLU(),
+            nn.Unflatten(1, (8, quarter, quarter)), nn.Upsample(scale_factor=2), nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(8, channels, 3, padding=1))
+
+    def capsules(self, x: Tensor) -> Tensor:
+        """v (N, K, numbers)."""
+        return self.encoder(2 * x - 1).unflatten(1, (self.classes, self.numbers))
+
+    def answers(self, v: Tensor) -> Tensor:
+        """The logits (N, K) of capsules v: the mean square of each class's numbers."""
+        return v.square().mean(2)
+
+    def draw(self, v: Tensor, k: Tensor) -> Tensor:
+        """The images (N, C, H, W) of class k (N,) that the capsules v stand for."""
+        own = nn.functional.one_hot(k, self.classes).to(v)[:, :, None]
+        return self.decoder((v * own).flatten(1)).sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answers(self.capsules(x))
+
+
 def _elus(widths: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for cin, cout in zip(widths, widths[1:], strict=False):
@@ -116,4 +159,5 @@ def _elus(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-PURIFIERS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "codec": Codec, "autoencoder": AutoEncoder}
+PURIFIERS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "codec": Codec, "autoencoder": AutoEncoder,
+                                              "capsules": Capsules}

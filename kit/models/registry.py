@@ -86,6 +86,7 @@ CATALOGUE: dict[str, Network] = {
     "hgd/scenes": Network("unet"),
     "comdefend/scenes": Network("codec"),
     "autozoom/digits": Network("autoencoder", {"channels": 1, "size": 28, "maps": 1, "levels": 1}),
+    "deflect/digits": Network("capsules", {"channels": 1, "size": 28}),
     "rts/scenes-resnet": Network("masks", {"maps": {"block3": 64, "block2": 32}}),
     "rts/scenes-vgg": Network("masks", {"maps": {"block3": 64, "block1": 16}}),
     "rts/cifar10-resnet": Network("masks", {"maps": {"block3": 80, "block2": 40}}),

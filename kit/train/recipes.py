@@ -25,6 +25,7 @@ from kit.defend import (
     yopo_training,
 )
 from kit.defend.adversarial_training import robust_accuracy, robust_at_eps
+from kit.defend.deflect import deflection_figures, deflection_training
 from kit.defend.purify import codec_figures, codec_training, denoiser_figures, denoiser_training
 from kit.defend.smoothing import pixeldp_figures, smoothed_figures
 from kit.explain.rts import rts_figures, rts_training
@@ -178,6 +179,9 @@ HOW: dict[str, dict[str, Any]] = {
     "autozoom/digits": {"data": "digits", "epochs": 30, "batch": 32, "lr": 1e-2, "weight_decay": 0.0,
                         "train": reconstruction_training, "measure": reconstruction_figures,
                         "options": {"guide": "digits/cnn7"}},
+    # a classifier that draws what it saw, and is asked whether it saw that
+    "deflect/digits": {"data": "digits", "epochs": 40, "shift": 1, "weight_decay": 1e-3,
+                       "train": deflection_training, "measure": deflection_figures, "options": {"half": True}},
     "rts/scenes-resnet": MASKS | {"data": "scenes", "images": 2400, "flip": True, "options": {
         "classifier": "scenes/resnet", "half": True}},
     "rts/scenes-vgg": MASKS | {"data": "scenes", "images": 2400, "flip": True, "options": {

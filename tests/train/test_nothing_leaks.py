@@ -26,6 +26,7 @@ MASKS = Recipe("scenes", "masks", {"maps": {"drop": 4, "norm": 4}}, epochs=1, ba
 OPTIONS = {
     "denoiser_training": (UNET, {"guide": "one", "sources": ["one", "two"]}),
     "codec_training": (CODEC, {}),
+    "deflection_training": (Recipe("scenes", "capsules", {"channels": 3, "size": 32}, epochs=1, batch=4), {}),
     "fit_planted": (replace(CLASSIFIER, batch=1), {"factor": "background"}),  # few of 12 scenes are such
     "reconstruction_training": (UNET, {"guide": "one"}),
     "rts_training": (MASKS, {"classifier": "one"}),
