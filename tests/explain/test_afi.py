@@ -89,6 +89,18 @@ def test_constraints_are_checked_image_by_image(linear):
     assert all(torch.equal(a, b[:6]) for a, b in zip(first, found, strict=True))
 
 
+def test_the_premise_asks_for_the_class_before_and_after_every_change(linear):
+    """Where the lead is small, noise or a turn takes the class from some images that have it, others gain it."""
+    model, x, _, _ = linear
+    model.b = -float((model.maps.w.data * x).flatten(1).sum(1).median())
+    y = torch.zeros(30, dtype=torch.int64)
+    seen = logits(model, x).argmax(1) == 0
+    afi = Afi(model, "maps", noise=0.1, degrees=90).fit(x, y, delta=0.1 * model.maps.w.data.sign())
+    premise = afi.check(x).premise
+    assert 2 <= int(premise.sum()) < int(seen.sum()) < 30
+    assert not (premise & ~seen).any()
+
+
 def test_an_occluder_of_the_wrong_sign_or_of_nothing_holds_no_constraint(linear):
     model, x, y, _ = linear
     afi = Afi(model, "maps", noise=0.02, degrees=5, steps=60, batch=30).fit(x, y)
