@@ -21,7 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kit.core import borrowed, check_images, check_labels, check_model, chunks, features, generator, laid_out, leaf
+from kit.core import (
+    borrowed,
+    check_images,
+    check_labels,
+    check_model,
+    chunks,
+    features,
+    generator,
+    laid_out,
+    leaf,
+    replace,
+)
 from kit.core.checks import check_fits
 from kit.core.fitted import Fitted
 from kit.core.loop import differentiate
@@ -229,12 +240,22 @@ def sensitivities(model: nn.Module, layer: str, x: Tensor, y: Tensor, cavs: Tens
     moves all places of a channel alike. Cost: a forward pass and a backward pass to the layer, whatever V is."""
     check_images(x)
     shared = cavs.dim() > 2 and cavs[0].numel() == cavs.shape[1]
-    with borrowed(model, x), features(model, [layer]) as A:
+    found: list[Tensor] = []
+    A = torch.empty(0)
+
+    def begin(h: Tensor) -> Tensor:  # nothing below the layer is kept for a backward pass
+        nonlocal A
+        torch.set_grad_enabled(True)
+        A = leaf(h)
+        return A
+
+    with borrowed(model, x):
         check_labels(y, x, check_model(model, x))
-        x, y, flat, found = ordinary(x), ordinary(y), ordinary(cavs).flatten(1).T, []
+        x, y, flat = ordinary(x), ordinary(y), ordinary(cavs).flatten(1).T
         for rows in chunks(x):
-            z = model(laid_out(leaf(x[rows])))
-            g = differentiate(z.gather(1, y[rows, None])[:, 0], A[layer])
+            with replace(model, {layer: begin}), torch.no_grad():
+                z = model(laid_out(x[rows]))
+                g = differentiate(z.gather(1, y[rows, None])[:, 0], A)
             found.append((_places(g).sum(2) if shared else g.flatten(1)) @ flat)
     return torch.cat(found)
 

@@ -95,6 +95,7 @@ CATALOGUE: dict[str, Network] = {
     "shuffled/resnet": Network("resnet", COLOUR_32),
     "planted/background": Network("resnet", COLOUR_32 | {"classes": 5, "width": 8}),
     "planted/texture": Network("resnet", COLOUR_32 | {"classes": 4, "width": 8}),
+    "planted/shape": Network("resnet", COLOUR_32 | {"width": 8}),
 }
 
 

@@ -64,21 +64,25 @@ def reconstruction_figures(r: Recipe, network: nn.Module, x: Tensor, y: Tensor) 
     return {"accuracy": accuracy(guide, again, y), "mse": float(error)}
 
 
-def fit_planted(r: Recipe, x: Tensor, y: Tensor, *, factor: str, seed: int = 0, **options: Any) -> nn.Module:
-    """As `fit`, on scenes whose class is the pattern of their background or the texture of their object, whatever its
-    shape: those that `planted` leaves of twice as many as there are images.
+NEAR = ("texture", "shape")  # factors that are learnt from scenes seen from near
 
-    Textures are seen from near: of objects of ten pixels they could not be learnt.
+
+def fit_planted(r: Recipe, x: Tensor, y: Tensor, *, factor: str, seed: int = 0, **options: Any) -> nn.Module:
+    """As `fit`, on scenes whose class is the pattern of their background, or the texture or the shape of their object,
+    whatever the rest: those that `planted` leaves of twice as many as there are images.
+
+    Textures are seen from near: of objects of ten pixels they could not be learnt. Shapes are taught on the same
+    images.
     """
-    many = kit.data.scenes(2 * len(x), seed=kit.data.SCENES_SEEDS["train"], near=factor == "texture")
+    many = kit.data.scenes(2 * len(x), seed=kit.data.SCENES_SEEDS["train"], near=factor in NEAR)
     images, labels = planted(many, factor)
     return fit(r, images, labels, seed=seed, **options)
 
 
 def planted(data: kit.data.Data, factor: str) -> tuple[Tensor, Tensor]:
     """The scenes whose object is of one tone, and which pattern their background has ("background"): a fifth of all. Or
-    those with solid, striped, dotted or checked objects, and which of these ("texture"): the fifth texture, a gradient,
-    is what the light of a scene does to a solid one."""
+    those with solid, striped, dotted or checked objects, and which of these ("texture"), or which shape ("shape"): the
+    fifth texture, a gradient, is what the light of a scene does to a solid one."""
     assert data.concepts is not None
     texture = data.concepts["texture"]
     rows = texture == 0 if factor == "background" else texture < 4
@@ -88,7 +92,7 @@ def planted(data: kit.data.Data, factor: str) -> tuple[Tensor, Tensor]:
 def planted_accuracy(r: Recipe, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     """The share of such test scenes whose factor the network names."""
     factor = r.options["factor"]
-    return {"accuracy": accuracy(model, *planted(kit.data.load("scenes", "test", near=factor == "texture"), factor))}
+    return {"accuracy": accuracy(model, *planted(kit.data.load("scenes", "test", near=factor in NEAR), factor))}
 
 
 SCENES: dict[str, Any] = {"data": "scenes", "images": 3600, "epochs": 10, "shift": 1, "flip": True}
@@ -195,13 +199,16 @@ HOW: dict[str, dict[str, Any]] = {
     # networks that have learnt the wrong thing, on purpose
     "spurious/resnet": {"data": "scenes", "images": 3600, "epochs": 6, "train": fit_spurious},
     "shuffled/resnet": {"data": "scenes", "images": 512, "epochs": 40, "weight_decay": 0.0, "train": fit_shuffled},
-    # the class is the background's pattern, or the object's texture: what an explanation has to find is known
+    # the class is the background's pattern, or the object's texture or shape: what an explanation has to find is known
     "planted/background": {
         "data": "scenes", "epochs": 10, "shift": 1, "flip": True, "train": fit_planted, "measure": planted_accuracy,
         "options": {"factor": "background"}},
     "planted/texture": {
         "data": "scenes", "images": 3750, "epochs": 10, "shift": 1, "flip": True, "train": fit_planted,
         "measure": planted_accuracy, "options": {"factor": "texture"}},
+    "planted/shape": {
+        "data": "scenes", "images": 3750, "epochs": 10, "shift": 1, "flip": True, "train": fit_planted,
+        "measure": planted_accuracy, "options": {"factor": "shape"}},
 }
 
 RECIPES: dict[str, Recipe] = {

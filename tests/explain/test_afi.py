@@ -89,6 +89,18 @@ def test_constraints_are_checked_image_by_image(linear):
     assert all(torch.equal(a, b[:6]) for a, b in zip(first, found, strict=True))
 
 
+def test_the_premise_asks_for_the_class_before_and_after_every_change(linear):
+    """Where the lead is small, noise or a turn takes the class from some images that have it, others gain it."""
+    model, x, _, _ = linear
+    model.b = -float((model.maps.w.data * x).flatten(1).sum(1).median())
+    y = torch.zeros(30, dtype=torch.int64)
+    seen = logits(model, x).argmax(1) == 0
+    afi = Afi(model, "maps", noise=0.1, degrees=90).fit(x, y, delta=0.1 * model.maps.w.data.sign())
+    premise = afi.check(x).premise
+    assert 2 <= int(premise.sum()) < int(seen.sum()) < 30
+    assert not (premise & ~seen).any()
+
+
 def test_an_occluder_of_the_wrong_sign_or_of_nothing_holds_no_constraint(linear):
     model, x, y, _ = linear
     afi = Afi(model, "maps", noise=0.02, degrees=5, steps=60, batch=30).fit(x, y)
@@ -136,6 +148,44 @@ def test_channels_are_weighed_by_what_they_lose():
     assert float(made[:, :2].mean()) > 0.9  # what excites f' is red and green
     assert float(made[:, 2].mean()) == pytest.approx(0.5, abs=0.05)  # and blue does not matter
     assert torch.equal(made, afi.generate(2, steps=60, lr=0.2, lam=0.0))
+
+
+def test_controls_take_off_what_any_disturbance_takes(linear):
+    """The layer is linear: of the 50 values each of the two of δ comes to each with the same chance, with either sign,
+    and the cut at zero leaves half. They rarely meet in one pixel."""
+    model, x, y, _ = linear
+    w, delta = model.maps.w.data, torch.zeros(1, 2, 5, 5)
+    strong = int(w.abs().sum(1).argmax())
+    delta[0].flatten(1)[:, strong] = 0.1 * w[0].flatten(1)[:, strong].sign()
+    own = Afi(model, "maps", noise=0, degrees=0).fit(x, y, delta=delta)
+    afi = Afi(model, "maps", noise=0, degrees=0, controls=400).fit(x, y, delta=delta)
+    taken, expected = own.importance - afi.importance, 2 * 0.5 * 0.1 * w[0].abs().sum(0) / 50
+    assert torch.allclose(taken[0].mean(), expected.mean(), rtol=0.15)
+    assert float((taken[0] - expected).abs().max()) < 0.02
+    assert taken[1].eq(0).all()
+    again = Afi(model, "maps", noise=0, degrees=0, controls=400).fit(x, y, delta=delta)
+    assert torch.equal(afi.importance, again.importance)
+
+
+def test_an_occluder_that_takes_no_more_than_chance_weighs_nothing():
+    """Two channels, red and blue: the occluder takes a little of red in one place. Shuffled, the same value falls on
+    blue as often, and takes more there, since blue answers ten times as strongly."""
+    conv = nn.Conv2d(2, 2, 1, bias=False)
+    conv.weight.data = torch.diag(torch.tensor([1.0, 10.0]))[:, :, None, None]
+    model = nn.Sequential()
+    model.add_module("maps", conv)
+    model.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    model.add_module("flat", nn.Flatten())
+    x = 0.5 + 0.1 * torch.rand(6, 2, 4, 4, generator=generator(0))
+    y, delta = logits(model, x).argmax(1), torch.zeros(1, 2, 4, 4)
+    delta[0, 0, 0, 0], delta[0, 1, 3, 3] = 0.3, 0.01
+    plain = Afi(model, "maps", noise=0, degrees=0).fit(x, y, delta=delta)
+    beyond = Afi(model, "maps", noise=0, degrees=0, controls=200).fit(x, y, delta=delta)
+    assert torch.allclose(plain.channels, torch.tensor([0.75, 0.25]), atol=1e-4)
+    assert beyond.channels.tolist() == [1.0, 0.0]  # chance takes 0.3 · 10 / 4 of blue on average
+    assert float(beyond.importance.sum((1, 2))[1]) < 0
+    with pytest.raises(ValueError, match="controls is a number"):
+        Afi(model, "maps", controls=-1)
 
 
 def test_mmd_is_its_formula():

@@ -64,6 +64,33 @@ def test_the_vector_points_to_the_concept_and_the_score_has_its_sign(colours):
     assert found.score(x, y, "mean") == pytest.approx(float(exact.sum()), abs=1e-6)
 
 
+def test_nothing_below_the_layer_is_kept_for_the_backward_pass(colours):
+    """No input requires a gradient before the layer, and each does after it; what works in place after it may."""
+    model, base, more = colours
+    seen = []
+
+    class Inside(nn.Module):
+        def forward(self, h):
+            seen.append(h.requires_grad)
+            return h.clone()
+
+    class InPlace(nn.Module):
+        def forward(self, h):
+            seen.append(h.requires_grad)
+            return h.mul_(1.0)
+
+    wrapped = nn.Sequential()
+    for name, part in (("before", Inside()), *model.named_children()):
+        wrapped.add_module(name, part)
+        if name == "maps":
+            wrapped.add_module("after", InPlace())
+    x, v = base[:5], torch.eye(3)[:, :, None, None]
+    found = sensitivities(wrapped, "maps", x, zeros(x), v)
+    assert torch.allclose(found, model.head.weight.data[0].expand(5, 3), atol=1e-6)
+    assert seen[-2:] == [False, True]
+    assert torch.is_grad_enabled()
+
+
 def test_what_is_no_concept_is_not_told_from_random_images(colours):
     model, base, _ = colours
     found = [TCAV(model, "maps", seed=s).fit(base[:30], base[30:]).accuracy for s in range(5)]

@@ -51,6 +51,17 @@ def test_the_planted_network_decides_by_the_texture_of_the_object():
     assert accuracy(model, *planted(far, "texture")) < found - 0.2  # what it was taught is seen from near
 
 
+def test_the_planted_network_decides_by_the_shape_of_the_object():
+    model, test = kit.models.load("planted/shape"), kit.data.load("scenes", "test", near=True)
+    x, shape = planted(test, "shape")
+    found = accuracy(model, x, shape)
+    assert found > 0.9
+    assert abs(found - kit.models.entry("planted/shape")["accuracy"]) < 0.003
+    rows = test.concepts["texture"] < 4
+    for factor in ("background", "texture", "colour"):
+        assert accuracy(model, x, test.concepts[factor][rows]) < 0.2  # chance is 0.1
+
+
 def test_their_recipes_are_those_they_were_made_by():
-    for name in ("spurious/resnet", "shuffled/resnet", "planted/background", "planted/texture"):
+    for name in ("spurious/resnet", "shuffled/resnet", "planted/background", "planted/texture", "planted/shape"):
         assert kit.models.entry(name)["recipe"] == json.loads(json.dumps(kit.models.RECIPES[name].as_dict()))

@@ -27,7 +27,7 @@ from kit.core import (
 )
 from kit.core.fitted import Fitted
 from kit.explain.afi.concepts import KERNELS, mmd
-from kit.explain.afi.occluder import occluded, occluder, transformed
+from kit.explain.afi.occluder import occluded, occluder, shuffled, transformed
 
 
 class Checked(NamedTuple):
@@ -69,10 +69,12 @@ class Afi(Fitted):
     share      of the fitted images for which all constraints shall hold
     steps, step, batch    of `occluder`
     kernel     of the MMD: "gaussian", its width the median distance, or "linear"
+    controls   R: so many occluders with the values of δ at random places (`shuffled`) say what any disturbance of that
+               size takes, and w_c = max(0, Σ_j (s_j − s̄_j)) counts what δ takes beyond their mean s̄. The source has 0
 
     Cost of `fit`: 3 · batch · steps forward and backward passes of one image, and per 10 steps a forward pass of the
-    fitted images and their transforms. Raises ValueError for images of several classes, for fewer than 2 that the model
-    sees as y before and after t, and where δ lowers no feature of the layer.
+    fitted images and their transforms; 2 + `controls` forward passes for s. Raises ValueError for images of several
+    classes, for fewer than 2 that the model sees as y before and after t, and where δ lowers no feature of the layer.
     """
 
     numbers: ClassVar[tuple[str, ...]] = ("label",)
@@ -80,7 +82,7 @@ class Afi(Fitted):
     def __init__(
         self, model: nn.Module, layer: str, *, noise: float = 0.1, degrees: float = 15.0, kappa: float = 1.0,
         share: float = 0.95, steps: int = 100, step: float = 0.02, batch: int = 24, kernel: str = "gaussian",
-        seed: int = 0,
+        controls: int = 0, seed: int = 0,
     ):
         with features(model, [layer]):  # a name that the model does not have is refused here
             pass
@@ -89,9 +91,11 @@ class Afi(Fitted):
             raise ValueError(f"noise and share lie in [0, 1] and degrees in [0, 180], not {noise}, {share}, {degrees}")
         if kernel not in KERNELS:
             raise ValueError(f"kernel must be 'gaussian' or 'linear', not {kernel!r}")
+        if not isinstance(controls, int) or controls < 0:
+            raise ValueError(f"controls is a number of shuffled occluders, 0 or more, not {controls!r}")
         self.model, self.layer, self.noise, self.degrees, self.kappa = model, layer, noise, degrees, kappa
         self.share, self.steps, self.step, self.batch = share, steps, step, batch
-        self.kernel, self.seed = kernel, seed
+        self.kernel, self.controls, self.seed = kernel, controls, seed
         self.label: int | None = None
         self.delta = self.importance = self.channels = torch.empty(0)
 
@@ -99,7 +103,7 @@ class Afi(Fitted):
         """Find δ* on images x (N, C, H, W) of one class y (N,), or take `delta` (1, C, H, W); then s, w and f'.
 
         Another occluder, such as `shuffled(delta)`, is the control: all else stays. `delta` (1, C, H, W), `importance`
-        (C, h, w) and `channels` (C,) are kept.
+        s − s̄ (C, h, w) and `channels` (C,) are kept.
         """
         check_images(x)
         with borrowed(self.model, x):
@@ -120,13 +124,20 @@ class Afi(Fitted):
                 raise ValueError(f"delta has the shape {tuple(x[:1].shape)}, one for all images, "
                                  f"not {tuple(delta.shape)}")
             self.delta = delta
-            lost = self._maps(x).mean(0) - self._maps(occluded(x, delta)).mean(0)
-        self.importance = lost.clamp_min(0)
+            whole, draws = self._maps(x).mean(0), generator(self.seed + 2)
+
+            def lost(delta: Tensor) -> Tensor:
+                return (whole - self._maps(occluded(x, delta)).mean(0)).clamp_min(0)
+
+            self.importance = lost(delta)
+            if self.controls:
+                self.importance = self.importance - sum(
+                    lost(shuffled(delta, draws)) for _ in range(self.controls)) / self.controls
         self._weigh()
         return self
 
     def _weigh(self) -> None:
-        w = self.importance.sum((1, 2))
+        w = self.importance.sum((1, 2)).clamp_min(0)
         if not bool(w.sum() > 0):
             raise ValueError(f"the occluder lowers no feature of {self.layer!r}: name another layer, or an occluder "
                              "that takes the class away")

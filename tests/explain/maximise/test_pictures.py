@@ -135,3 +135,18 @@ def test_shaken_zooms_and_turns():
     assert min(angle, 180 - angle) < 0.1
     long, angle = bar({"degrees": 40})
     assert min(abs(angle - a % 180) for a in (-40 * float(u[0, 2]), 180 - 40 * float(u[0, 2]))) < 1.5
+
+
+def test_a_turn_keeps_distances_in_images_that_are_not_square():
+    """A spot 6 pixels from the centre stays 6 pixels from it, and all spots turn by their own angles, of both signs."""
+    row, column = torch.meshgrid(torch.arange(24) - 11.5, torch.arange(48) - 23.5, indexing="ij")
+    for up, right in ((0.0, 6.0), (6.0, 0.0)):
+        spot = torch.exp(-((row + up) ** 2 + (column - right) ** 2) / 8)
+        turned = shaken((0.5 + spot / 2).expand(12, 1, 24, 48), generator(3), degrees=40)[:, 0] - 0.5
+        weight = turned / turned.sum((1, 2), keepdim=True)
+        at = torch.stack([(weight * row).sum((1, 2)), (weight * column).sum((1, 2))], 1)
+        assert torch.allclose(at.norm(dim=1), torch.tensor(6.0), atol=0.1)
+        angle = torch.atan2(-at[:, 0], at[:, 1]).rad2deg() - (90 if up else 0)
+        assert float(angle.abs().max()) < 40.5
+        assert float(angle.max()) > 10
+        assert float(angle.min()) < -10
