@@ -365,5 +365,6 @@ class smooth_relu(relus):
         if func not in (F.hardtanh, F.hardtanh_) or given.get("min_val") != 0:
             return relu(func, types, args, kwargs)
         z = given["input"]
-        bent = relu(F.relu, types, (z,)) - relu(F.relu, types, (z - given["max_val"],))
-        return z.copy_(bent) if given.get("inplace") or func is F.hardtanh_ else bent
+        inside = given.get("inplace") or func is F.hardtanh_
+        bent = relu(F.relu, types, (z.clone() if inside else z,)) - relu(F.relu, types, (z - given["max_val"],))
+        return z.copy_(bent) if inside else bent

@@ -35,8 +35,8 @@ def adv2_mask(
 
     and every `every` rounds, and at the end, solves the mask anew on x', by `solve` steps, and goes on from there:
     of these the image keeps the one of least ℓ_int, as `adv2` does. With `views`, as there, the lead is the least of
-    those of x' and its views. `explain` is `kit.explain.mask`, with settings by `functools.partial`; the default step is
-    eps/8, and the authors' is normalised in l2. Memory grows with `unroll` (theirs is 1) and with no other of these
+    those of x' and its views. `explain` is `kit.explain.mask`, with settings by `functools.partial`; the default step
+    is eps/8, and the authors' is normalised in l2. Memory grows with `unroll` (theirs is 1) and with no other of these
     numbers. Cost, in forward and backward passes: `solve` and steps · (inner + 3), `solve` at each look, and a forward
     pass for each halving. Source: the paper, section 3.4 and algorithm 1; the authors' code.
     """

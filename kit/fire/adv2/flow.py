@@ -29,8 +29,8 @@ def adv2_flow(
 
     every    the true map is looked at in so many steps of the second stage, and at the end
     inner    for `kit.explain.mask`, whose map is itself the end of a descent: in each step of the second stage the mask
-             follows x' by `inner` steps of that, the last with its graph, and at each look it is solved anew, by `solve`
-             steps, as in `adv2_mask`. None for all other explainers. Let every=15 and smooth=None with it
+             follows x' by `inner` steps of that, the last with its graph, and at each look it is solved anew, by
+             `solve` steps, as in `adv2_mask`. None for all other explainers. Let every=15 and smooth=None with it
 
     Their code: lr 0.01, τ = 0.0005 and 200 and 600 steps, on images of 224 pixels.
     Cost: a forward and a backward pass a step, and one more; in the second stage also an explanation with its graph, a
@@ -40,6 +40,8 @@ def adv2_flow(
     if warm < 0 or not tau >= 0 or not 0 <= smoothing < 1 or not 0 <= sure < 1 or not ramp > 0:
         raise ValueError("warm and tau must be 0 or more, smoothing and sure lie in [0, 1), and ramp be more than 0, "
                          f"not {warm}, {tau}, {smoothing}, {sure} and {ramp}")
+    if every < 1:
+        raise ValueError(f"every must be 1 or more, not {every}")
     live = Live(model, x, Goal(target, target), generator)
 
     follower, bent = Descent(x), partial(smooth_relu, smooth) if smooth else nullcontext

@@ -24,11 +24,12 @@ def move_map(
     y and the map g = explain(model, ·, y) is farther from where it began (`map_distance`). The square's share of the
     image begins at p and is halved as in `kit.attacks.square`. With map_target (N, H, W) the map is to come near that.
 
-    start     images (N, C, H, W) to begin with, such as x with noise, cut to the ball; x where they are not answered y
-
     explain   any explainer of `kit.explain`, with or without gradients: for LIME partial(lime, samples=…). It must give
               the same map for the same image, and the search fits to the samples that it draws: judge x' by others
-    Returns x' (N, C, H, W); where no proposal was kept, what it began with. Cost: `steps` forward passes, and as many maps at most.
+    start     images (N, C, H, W) to begin with, such as x with noise, cut to the ball; x where they are not answered y
+
+    Returns x' (N, C, H, W); where no proposal was kept, what it began with. Cost: `steps` forward passes, and as many
+    maps at most.
     """
     goal, within = Goal(y, y), ball("linf", eps)
     (channels, h, w), sign = x.shape[1:], 1.0 if map_target is None else -1.0

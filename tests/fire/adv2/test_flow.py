@@ -78,7 +78,8 @@ def test_mask_is_deceived_by_a_flow_and_each_mask_follows_its_own_image(case):
 
 
 @pytest.mark.parametrize(("changed", "words"), [
-    ({"inner": 0}, "inner"), ({"every": 0}, "every"), ({"tau": -1.0}, "tau"), ({"warm": -1}, "warm"), ({"smoothing": 1.0}, "smoothing"), ({"sure": 1.0}, "sure"),
+    ({"inner": 0}, "inner"), ({"every": 0}, "every"), ({"tau": -1.0}, "tau"), ({"warm": -1}, "warm"),
+    ({"smoothing": 1.0}, "smoothing"), ({"sure": 1.0}, "sure"),
     ({"ramp": 0.0}, "ramp"), ({"map_target": torch.zeros(8, 5, 5)}, r"maps \(8, 32, 32\)"),
 ])
 def test_mistakes_get_one_sentence(case, changed, words):
