@@ -361,6 +361,8 @@ class smooth_relu(relus):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """ReLU6, which mobile networks have, is max(z, 0) − max(z − 6, 0)."""
         relu = super().__torch_function__
+        if func is F.relu6:
+            func, args = F.hardtanh, (args[0], 0.0, 6.0, *args[1:])
         given = dict(zip(("input", "min_val", "max_val", "inplace"), args, strict=False)) | (kwargs or {})
         if func not in (F.hardtanh, F.hardtanh_) or given.get("min_val") != 0:
             return relu(func, types, args, kwargs)
