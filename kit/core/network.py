@@ -357,3 +357,16 @@ class smooth_relu(relus):
             return g * torch.where(z < 0, 1 + h, h)
 
         super().__init__(backward)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """ReLU6, which mobile networks have, is max(z, 0) − max(z − 6, 0)."""
+        relu = super().__torch_function__
+        if func is F.relu6:
+            func, args = F.hardtanh, (args[0], 0.0, 6.0, *args[1:])
+        given = dict(zip(("input", "min_val", "max_val", "inplace"), args, strict=False)) | (kwargs or {})
+        if func not in (F.hardtanh, F.hardtanh_) or given.get("min_val") != 0:
+            return relu(func, types, args, kwargs)
+        z = given["input"]
+        inside = given.get("inplace") or func is F.hardtanh_
+        bent = relu(F.relu, types, (z.clone() if inside else z,)) - relu(F.relu, types, (z - given["max_val"],))
+        return z.copy_(bent) if inside else bent

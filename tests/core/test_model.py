@@ -68,6 +68,23 @@ def test_smooth_relu_keeps_values_and_bends_gradients(relu):
     assert torch.equal(relu(z.clone()), plain)
 
 
+@pytest.mark.parametrize("cap", [nn.ReLU6(), nn.ReLU6(inplace=True), F.relu6, nn.Hardtanh(0.0, 6.0)])
+def test_smooth_relu_bends_a_relu6_at_both_its_ends(cap):
+    z = torch.tensor([-1.0, 0.005, 2.0, 5.995, 8.0], dtype=torch.float64)
+    v = z.clone().requires_grad_()
+    with smooth_relu(tau=1e-4):
+        out = cap(v * 1)
+    assert torch.allclose(out, z.clamp(0, 6))
+
+    def h(z):
+        root = (z**2 + 1e-4).sqrt()
+        return torch.where(z < 0, 1 + z / root, z / root)
+
+    grad = torch.autograd.grad(out.sum(), v, create_graph=True)[0]
+    assert torch.allclose(grad, h(z) - h(z - 6))
+    assert (torch.autograd.grad(grad.sum(), v)[0].abs() > 1e-7).all()
+
+
 def test_folding_keeps_the_function_and_removes_the_norms():
     model = small()
     model(torch.rand(16, 3, 8, 8))

@@ -23,26 +23,26 @@ HALVINGS = 6  # of the step; their code makes 10
 def adv2_mask(
     model: nn.Module, x: Tensor, target: Tensor, explain: Callable[..., Tensor] = mask, *,
     map_target: Tensor | None = None, eps: float | Tensor, step: float | Tensor | None = None, warm: int = 20,
-    steps: int = 60, inner: int = 4, solve: int = 100, every: int = 15, kappa: float = 0.3, sure: float = 0.5,
-    views: Sequence[View] = (),
+    steps: int = 60, inner: int = 4, unroll: int = 1, solve: int = 100, every: int = 15, kappa: float = 0.3,
+    sure: float = 0.5, views: Sequence[View] = (),
 ) -> Tensor:
     """`warm` targeted steps up the lead z_t − max_{j≠t} z_j, then `steps` rounds, each of which
 
         (a) moves images that lead by less than κ up the lead, by a step of its sign
-        (b) moves each mask by `inner` steps of MASK's own descent on x', the last with its graph
-        (c) moves x' by s · sign ∇ℓ_int through that last step, with the largest s ≤ step, found by bisection for each
+        (b) moves each mask by `inner` steps of MASK's own descent on x', the last `unroll` with their graph
+        (c) moves x' by s · sign ∇ℓ_int through these last steps, with the largest s ≤ step, found by bisection for each
             image, that leaves the lead above κ (s = 0 where none does)
 
     and every `every` rounds, and at the end, solves the mask anew on x', by `solve` steps, and goes on from there:
     of these the image keeps the one of least ℓ_int, as `adv2` does. With `views`, as there, the lead is the least of
-    those of x' and its views. `explain` is `kit.explain.mask`, with settings by
-    `functools.partial`; the default step is eps/8, and the authors' is normalised in l2. Memory does not grow with any
-    of these numbers. Cost, in forward and backward passes: `solve` and steps · (inner + 3), `solve` at each look,
-    and a forward pass for each halving. Source: the paper, section 3.4 and algorithm 1; the authors' code.
+    those of x' and its views. `explain` is `kit.explain.mask`, with settings by `functools.partial`; the default step
+    is eps/8, and the authors' is normalised in l2. Memory grows with `unroll` (theirs is 1) and with no other of these
+    numbers. Cost, in forward and backward passes: `solve` and steps · (inner + 3), `solve` at each look, and a forward
+    pass for each halving. Source: the paper, section 3.4 and algorithm 1; the authors' code.
     """
-    if warm < 0 or every < 1 or not 0 <= sure < 1:
-        raise ValueError(f"warm must be 0 or more, every 1 or more, and sure lie in [0, 1), not {warm}, {every} and "
-                         f"{sure}")
+    if warm < 0 or every < 1 or not 1 <= unroll <= inner or not 0 <= sure < 1:
+        raise ValueError("warm must be 0 or more, every 1 or more, unroll from 1 to inner, and sure lie in [0, 1), not "
+                         f"{warm}, {every}, {unroll} and {sure}")
     live, within = Live(model, x, Goal(target, target)), Linf(eps)
     step = eps / 8 if step is None else step
 
@@ -86,7 +86,7 @@ def adv2_mask(
             v = up(v, short)
         v = leaf(v)
         with asking(model, live.rows):
-            ahead = explain(model, v, target, state=state, steps=inner, unroll=1, create_graph=True)
+            ahead = explain(model, v, target, state=state, steps=inner, unroll=unroll, create_graph=True)
         g = differentiate(map_distance(ahead, m), v)
         v = as_far_as(partial(down, v.detach(), g), lambda moved: lead(moved) > kappa, v)
     return live.found.x_adv

@@ -15,7 +15,8 @@ Explain = Callable[..., Tensor]
 @per_image
 def move_map(
     model: nn.Module, x: Tensor, y: Tensor, explain: Explain, *, eps: float | Tensor, steps: int = 200,
-    map_target: Tensor | None = None, p: float = 0.2, generator: torch.Generator | None = None,
+    map_target: Tensor | None = None, p: float = 0.2, start: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Random search for the x' of another map:  max ℓ(g(x'; y), g(x; y))  in  ‖x' − x‖∞ ≤ eps, with x' answered y.
 
@@ -25,7 +26,10 @@ def move_map(
 
     explain   any explainer of `kit.explain`, with or without gradients: for LIME partial(lime, samples=…). It must give
               the same map for the same image, and the search fits to the samples that it draws: judge x' by others
-    Returns x' (N, C, H, W); where no proposal was kept, x. Cost: `steps` forward passes, and as many maps at most.
+    start     images (N, C, H, W) to begin with, such as x with noise, cut to the ball; x where they are not answered y
+
+    Returns x' (N, C, H, W); where no proposal was kept, what it began with. Cost: `steps` forward passes, and as many
+    maps at most.
     """
     goal, within = Goal(y, y), ball("linf", eps)
     (channels, h, w), sign = x.shape[1:], 1.0 if map_target is None else -1.0
@@ -33,6 +37,11 @@ def move_map(
     first = explain(model, x, y)
     aim = first if map_target is None else map_target.to(first).expand_as(first)
     v, best = x.clone(), sign * map_distance(first, aim)
+    if start is not None:
+        begun = within.project(start, x)
+        with torch.no_grad():
+            v = torch.where(column(goal.reached(model(laid_out(begun))), x), begun, x)
+        best = sign * map_distance(explain(model, v, y), aim)
     for k in range(steps):
         place, turn = uniform(x.new_empty(len(x), 2 + channels), generator).split([2, channels], 1)
         side = max(1, min(h, w, round((share(k, steps, p) * h * w) ** 0.5)))

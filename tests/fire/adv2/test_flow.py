@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from kit.attacks import stadv
 from kit.core import MisleadingModel, fooled, generator, logits
-from kit.explain import cam, l1_distance
-from kit.fire import adv2_flow, random_patches
+from kit.explain import cam, l1_distance, mask
+from kit.fire import adv2_flow, map_distance, random_patches
 
 
 def test_it_deceives_both_where_stadv_deceives_one(case):
@@ -55,8 +55,31 @@ def test_a_dear_flow_is_an_even_one(case):
     assert (dear - x).abs().mean() < 0.5 * (cheap - x).abs().mean()
 
 
+def test_mask_is_deceived_by_a_flow_and_each_mask_follows_its_own_image(case):
+    rts, x, y, t = case
+    x, y, t, asked = x[:4], y[:4], t[:4], []
+    explain = partial(mask, steps=50)
+
+    def watched(model, v, classes, *, state, steps, **how):
+        asked.append((len(how) > 0, steps, int(state.t.max())))
+        return mask(model, v, classes, state=state, steps=steps, **how)
+
+    benign = explain(rts.model, x, y)
+    options = {"smooth": None, "solve": 50, "every": 8, "generator": generator(0)}
+    v = adv2_flow(rts.model, x, t, watched, warm=40, steps=40, lam=1000.0, inner=3, **options)
+    plain = stadv(rts.model, x, y, target=t, lam=5e-4, kappa=1.0, steps=100)
+    assert fooled(rts.model, v, y, t).all()
+    near, far = (map_distance(explain(rts.model, images, t), benign).mean() for images in (v, plain))
+    assert near < 0.8 * far
+    looks = [steps for follows, steps, _ in asked if not follows]
+    assert looks == [50] * 7  # the benign map, five times on the way, the end
+    begun = [t for follows, _, t in asked if follows]
+    assert begun == [50 + 3 * (k % 8) for k in range(40)]
+
+
 @pytest.mark.parametrize(("changed", "words"), [
-    ({"tau": -1.0}, "tau"), ({"warm": -1}, "warm"), ({"smoothing": 1.0}, "smoothing"), ({"sure": 1.0}, "sure"),
+    ({"inner": 0}, "inner"), ({"every": 0}, "every"), ({"tau": -1.0}, "tau"), ({"warm": -1}, "warm"),
+    ({"smoothing": 1.0}, "smoothing"), ({"sure": 1.0}, "sure"),
     ({"ramp": 0.0}, "ramp"), ({"map_target": torch.zeros(8, 5, 5)}, r"maps \(8, 32, 32\)"),
 ])
 def test_mistakes_get_one_sentence(case, changed, words):

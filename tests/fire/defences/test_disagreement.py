@@ -50,6 +50,15 @@ def test_how_far_they_are_apart_is_its_mean_over_pairs(case):
     assert found.min() > 0.05
 
 
+def test_the_maps_are_those_of_the_class_that_is_predicted(case):
+    """Bright and dark pixels together hide the class: |r − b| + |1 − r − b| is 1 for every b of 0 or 1."""
+    rts, x, y, t = case
+    found = Disagreement(rts.model, {"bright": bright, "class": by_class}).score(x)
+    ours, other = (l1_distance(bright(rts.model, x), by_class(rts.model, x, c)) for c in (y, t))
+    assert torch.allclose(found, ours, atol=1e-6)
+    assert ((found - other).abs() > 1e-3).any()
+
+
 def test_who_agrees_is_not_apart_and_scale_is_no_disagreement(case):
     rts, x, *_ = case
     louder = {"a": bright, "b": lambda *a, **k: 3 * bright(*a, **k) + 1}

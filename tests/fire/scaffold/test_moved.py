@@ -104,3 +104,20 @@ def test_limes_map_moves_for_questions_that_were_not_asked_before_and_the_questi
     noise = (x + EPS * torch.randn(x.shape, generator=generator(4)).sign()).clamp(0, 1)
     a, b, c = (judge(u, generator=generator(9)) for u in (x, v, noise))
     assert float(map_distance(b, a).mean()) > 1.5 * float(map_distance(c, a).mean())
+
+
+def test_it_goes_on_from_the_images_that_it_is_given():
+    """One step from a corner of the ball keeps what the corner has won; a start beyond the ball is cut to it."""
+    x, y = pictures(), torch.zeros(6, dtype=torch.long)
+    far = x + 5 * torch.randn(x.shape, generator=generator(3))
+    v = move_map(constant(), x, y, itself, eps=EPS, steps=1, p=0.01, start=far, generator=generator(4))
+    begun = x + (far - x).clamp(-EPS, EPS)
+    assert (v - x).abs().amax() <= EPS + 1e-6
+    assert (map_distance(v.mean(1), x.mean(1)) >= map_distance(begun.clamp(0, 1).mean(1), x.mean(1))).all()
+    assert ((v == begun.clamp(0, 1)).flatten(1).float().mean(1) > 0.9).all()
+
+
+def test_a_start_that_is_answered_otherwise_is_not_used():
+    x, y = pictures(), torch.ones(6, dtype=torch.long)
+    v = move_map(constant(), x, y, itself, eps=EPS, steps=3, start=x + EPS)
+    assert torch.equal(v, x)
