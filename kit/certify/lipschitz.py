@@ -80,7 +80,7 @@ def grown(step: Step, L: list[float], norm: str) -> float:
     if isinstance(step, Weighted) and isinstance(step.step, Convolution):
         return convolution_norm(step.step) * L[0]
     if isinstance(step, Weighted):
-        return float(torch.linalg.matrix_norm(step.step.weight.double(), 2)) * L[0]
+        return float(torch.linalg.matrix_norm(step.step.weight.detach().double(), 2)) * L[0]
     rows = [float(absolute(step, [one * (i == j) for j, one in enumerate(ones)]).max()) for i in range(len(L))]
     parts = [(row * column) ** 0.5 * value for row, column, value in zip(rows, columns, L, strict=True)]
     joined = step.op.name in ("cat", "concat", "concatenate")
@@ -90,7 +90,7 @@ def grown(step: Step, L: list[float], norm: str) -> float:
 def absolute(step: Step, h: list[Tensor]) -> Tensor:
     """Σ_i |A_i| h_i of an affine step: its rows' sums of absolute weights, for h = 1."""
     if isinstance(step, Weighted):
-        return step.step.up(h[0], step.step.weight.double().abs())
+        return step.step.up(h[0], step.step.weight.detach().double().abs())
     return step.of(h) - step.of([torch.zeros_like(t) for t in h])  # all its weights are zero or more
 
 
