@@ -53,7 +53,7 @@ def test_it_says_nothing_beyond_its_ball_and_zero_of_an_error():
 
 
 def kink(size: float) -> nn.Module:
-    """z_0 − z_1 = 1/2 + Σ x/64 − relu(Σ x − 32 − 64 size): steep in a corner of the ball that a uniform sample does not meet."""
+    """z_0 − z_1 = 1/2 + Σ x/64 − relu(Σ x − 32 − 64 size): steep in a corner that a uniform sample does not meet."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.ReLU(), nn.Linear(2, 2)).double()
     with torch.no_grad():
         model[1].weight.copy_(torch.stack([torch.full((64,), 1 / 64), torch.full((64,), 1.0)]))
