@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kit.core import ball, chunks, laid_out, per_image
+from kit.core import asking, ball, chunks, laid_out, per_image
 from kit.core.checks import warn
 from kit.core.loop import check_differentiable, gradients
 from kit.core.seeding import Draws
@@ -51,9 +51,9 @@ def clever(
     assert isinstance(draws, Draws)
     found = []
     for i in range(len(x)):
-        others = [k for k in range(_classes(model, x[i : i + 1])) if k != int(y[i])]
-        others = others if target is None else [int(target[i])]
-        found.append(_one(model, x[i : i + 1], int(y[i]), others, float(sizes[i]), norm, batches, samples, draws[i]))
+        with asking(model, torch.tensor([i])):
+            aims = None if target is None else int(target[i])
+            found.append(_one(model, x[i : i + 1], int(y[i]), aims, float(sizes[i]), norm, batches, samples, draws[i]))
     estimate, p = (torch.tensor(column, dtype=x.dtype, device=x.device) for column in zip(*found, strict=True))
     if bad := int((p < REJECTED).sum()):
         warn(f"the maxima of {bad} of {len(x)} images do not follow the law that CLEVER fits to them: their estimates "
@@ -61,18 +61,14 @@ def clever(
     return estimate, p
 
 
-def _classes(model: nn.Module, x: Tensor) -> int:
-    with torch.no_grad():
-        return model(laid_out(x)).shape[1]
-
-
 def _one(
-    model: nn.Module, x: Tensor, y: int, others: list[int], eps: float, norm: str, batches: int, samples: int,
+    model: nn.Module, x: Tensor, y: int, target: int | None, eps: float, norm: str, batches: int, samples: int,
     draws: Draws,
 ) -> tuple[float, float]:
-    """The estimate and the p-value for one image x (1, C, H, W) and the classes that may overtake y."""
+    """The estimate and the p-value for one image x (1, C, H, W)."""
     with torch.no_grad():
         z = model(laid_out(x))[0]
+    others = [k for k in range(len(z)) if k != y] if target is None else [target]
     lead = (z[y] - z[others]).double().cpu().numpy()
     if (lead <= 0).any():
         return 0.0, 1.0
