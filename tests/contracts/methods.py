@@ -64,6 +64,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "maximise": {"steps": 4},
     "alpha_crown": {"steps": 3},
     "certified_radius": {"steps": 5},
+    "verify": {"eps": 0.01, "max_nodes": 5},
     "clever": {"batches": 12, "samples": 8},
     "attacked_distance": {"rounds": 2},
 }
@@ -76,7 +77,7 @@ OTHERS = {
     "randomised": "yields models", "max_sensitivity": "takes an explainer first; its own tests",
     "lime": "image by image, each with superpixels and samples of its own; its own tests", "kernel_shap": "as lime",
     "lipschitz": "of the network, not of an image; its own tests",
-    "verify": "reads the weights of a chain, in float64, and no wrapper; its own tests", "exact_distance": "as verify",
+    "exact_distance": "calls verify, and answers in float64 whatever the images are; its own tests",
     "image_game": "one image, and it returns a game", "masking": "shares of a batch; its own tests",
 }
 
