@@ -18,12 +18,12 @@ def tasks():
     x, y = (t[:64] for t in (lambda d: (d.x, d.y))(kit.data.load("digits", "test")))
     for name in ("digits/mlp", "digits/cnn7", "mnist/small"):
         model = kit.models.load(name).requires_grad_(False)
-        peers = {}
+        layers, peers = Layers(model, x), {}
         if theirs := lirpa(model, x, y):
             peers = {"auto_LiRPA": lambda f=theirs: f("IBP")}
         yield Task(f"ibp, {name}, {len(x)} images", lambda m=model, x=x: passes(m, x),
                    {"kit": lambda m=model, x=x, y=y: ibp(m, x, y, eps=0.01),
-                    "kit, listed once": lambda layers=Layers(model, x), x=x, y=y: listed_once(layers, x, y), **peers},
+                    "kit, listed once": lambda layers=layers, x=x, y=y: listed_once(layers, x, y), **peers},
                    lambda result: f"sum {float(result.sum()):.1f}", target=None if name == "digits/mlp" else 1.7)
     model, x, y = kit.models.load("mnist/small").requires_grad_(False), x[:8], y[:8]
     peers = {"auto_LiRPA": lambda f=f: f("CROWN")} if (f := lirpa(model, x, y)) else {}
