@@ -11,7 +11,7 @@ for another answer than the network's own; here it is another than the right one
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ def _mean(values: np.ndarray) -> Estimate:
 @per_image
 def attacked_distance(
     model: nn.Module, x: Tensor, y: Tensor, *, norm: str = "linf", largest: float = 0.5,
-    attack: Callable[..., Tensor] = pgd, rounds: int = 8, generator: torch.Generator | None = None,
+    attack: Callable[..., Tensor] = pgd, rounds: int = 8, generator: Any = None,
 ) -> Tensor:
     """An upper bound on ρ for every image (N,): the nearest error that `attack` finds within `largest`, else infinity.
 
