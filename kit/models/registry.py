@@ -80,6 +80,8 @@ CATALOGUE: dict[str, Network] = {
        for data in ("digits", "mnist") for s in (25, 50, 100)},
     **{f"noisy{s}/cifar10": Network("densenet", COLOUR_32 | {"width": 32, "depth": 5}) for s in (25, 50, 100)},
     **dict.fromkeys(("pgd/digits", "ibp/digits"), Network("mlp", GREY_28)),
+    **{f"{how}/{data}": Network("mlp", GREY_28 | {"width": 16})
+       for data in ("digits", "mnist") for how in ("tiny", "tiny-pgd", "tiny-ibp", "tiny-noisy")},
     **dict.fromkeys(("mnist/small", "pgd/mnist", "ibp/mnist"), Network("small", GREY_28 | {"width": 12})),
     **dict.fromkeys(("cifar10/small", "ibp/cifar10"), Network("small", COLOUR_32 | {"width": 12})),
     "pixeldp/digits": Network("cnn7", GREY_28 | {"width": 6}),

@@ -380,3 +380,15 @@ def test_budgets_count_what_was_bounded():
     asked = net.ended(torch.ones(1, 1).double(), torch.tensor([1e-4 - mixed_integer(net, low, high).value]).double())
     assert 0 < search(asked, low, high, max_nodes=10, batch=4).nodes < 20
     assert FEW == 10
+
+
+def test_the_distance_goes_on_from_what_is_known(linear):
+    model, x, y, exact = linear
+    known = 0.9 * exact.double(), 1.1 * exact.double()
+    low, high = exact_distance(model, x, y, largest=0.5, rounds=3, known=known)
+    assert (low >= known[0] - 1e-9).all()
+    assert (low <= exact + 1e-6).all()
+    assert (exact - 1e-6 <= high).all()
+    assert (high - low <= 0.2 * exact / 2**3).all()
+    with pytest.raises(ValueError, match="the first at most the second"):
+        exact_distance(model, x, y, known=(known[1], known[0]))

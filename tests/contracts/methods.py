@@ -64,6 +64,9 @@ CHEAP: dict[str, dict[str, Any]] = {
     "maximise": {"steps": 4},
     "alpha_crown": {"steps": 3},
     "certified_radius": {"steps": 5},
+    "verify": {"eps": 0.01, "max_nodes": 5},
+    "clever": {"batches": 12, "samples": 8},
+    "attacked_distance": {"rounds": 2},
 }
 STEPS = {"bim", "mi_fgsm", "ni_fgsm", "tim", "dim", "sim", "si_ni_ti_dim", "tap", "ata", "tap_ata", "atta",
          "at_si_ni_ti_dim"}
@@ -73,7 +76,8 @@ OTHERS = {
     "training_set_attack": "of a training set", "counterfactual": "on rows of any shape; its own tests",
     "randomised": "yields models", "max_sensitivity": "takes an explainer first; its own tests",
     "lime": "image by image, each with superpixels and samples of its own; its own tests", "kernel_shap": "as lime",
-    "verify": "reads the weights of a chain, in float64, and no wrapper; its own tests", "exact_distance": "as verify",
+    "lipschitz": "of the network, not of an image; its own tests",
+    "exact_distance": "calls verify, and answers in float64 whatever the images are; its own tests",
     "image_game": "one image, and it returns a game", "masking": "shares of a batch; its own tests",
 }
 

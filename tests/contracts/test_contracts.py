@@ -23,8 +23,11 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("success", "feature_adversary"): "its goal is a representation, and the class follows where it may",
     ("success", "move_map"): "its goal is the map, and it keeps the class",
     ("labels", "least_likely"): "its answer may be the same class for all images",
+    ("generator", "attacked_distance"): "what an attack draws seldom moves the radius at which it begins to succeed",
     **{("counted", name): "walks the network's layers once for all images, and asks it no more" for name in
        ("alpha_crown", "crown", "fast_lin", "ibp")},
+    ("counted", "verify"): "reads the network's weights and asks it nothing",
+    ("stopped", "verify"): "lists a copy of the network, in float64, whose passes are not the model's",
     **{("gradient", name): "asks for answers alone" for name in
        ("autozoom", "boundary", "finite_difference", "hopskipjump", "move_map", "nes", "opt_attack", "sign_opt",
         "simba", "spsa", "square", "zo_adamm", "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo")},
@@ -133,7 +136,7 @@ def test_nothing_is_left_behind_also_when_it_is_stopped(case, name):
     model.head.weight.requires_grad_(False)
     counted = Fails(model)
     before, given = state(model), (x.clone(), y.clone())
-    for at in (10**9, 2, 3, 4, 6):
+    for at in (10**9, 2) if ("stopped", name) in EXCEPTIONS else (10**9, 2, 3, 4, 6):
         counted.at, counted.passes = at, 0
         try:
             run(name, counted, x, y)

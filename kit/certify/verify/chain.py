@@ -13,6 +13,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
+from kit.core.model import QueryCounter
 from kit.core.network import Operation, operations
 
 AFFINE = ("linear", "conv2d", "batch_norm", "avg_pool2d", "adaptive_avg_pool2d", "mean", "dropout", "flatten", "view",
@@ -74,7 +75,8 @@ def chain(model: nn.Module, x: Tensor) -> Chain:
     Raises ValueError for a network with branches, for an operation that is neither affine nor a ReLU (a max-pooling),
     and for one whose matrices would hold more than 30 million entries.
     """
-    twin = copy.deepcopy(model).double().eval().requires_grad_(False)
+    own = model.model if isinstance(model, QueryCounter) else model  # it is read, not asked
+    twin = copy.deepcopy(own).double().eval().requires_grad_(False)
     start = x[:1].detach().double()
     with torch.no_grad():
         z, listed = operations(twin, start)

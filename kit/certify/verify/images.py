@@ -89,18 +89,27 @@ def _one(
 
 def exact_distance(
     model: nn.Module, x: Tensor, y: Tensor, *, largest: float = 0.3, rounds: int = 8, max_nodes: int = 2000,
-    seconds: float = math.inf,
+    seconds: float = math.inf, known: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Between which radii an image's nearest error lies in l∞, by bisection over `verify`: both (N,).
 
     Below the first every image of the ball is classified as y; at the second there is an error, or nothing is known
     (`largest`, where even that is safe, or where the budget was spent). A misclassified image has (0, 0).
+    `known` are two such radii (N,) that were found otherwise, by a bound and by an attack: the search begins between
+    them, and `largest` is not asked about. Raises ValueError where they contradict each other.
     Cost: `rounds` + 1 calls of `verify`.
     """
     check_settings({"rounds": rounds})
     check_images(x)
     low, high = torch.zeros(len(x), device=x.device).double(), torch.full((len(x),), largest, device=x.device).double()
     radius = high.clone()
+    if known is not None:
+        low, high = (side.double().clone() for side in known)
+        if low.shape != (len(x),) or high.shape != (len(x),) or not bool((low <= high).all()):
+            raise ValueError(f"known are two radii (N,) for each of {len(x)} images, the first at most the second")
+        high = high.clamp(max=largest)
+        low = torch.minimum(low, high)
+        radius = (low + high) / 2
     for _ in range(rounds + 1):
         answer, found = verify(model, x, y, eps=radius.to(x), max_nodes=max_nodes, seconds=seconds)
         low = torch.where(answer == SAFE, radius, low)
