@@ -95,6 +95,8 @@ CATALOGUE: dict[str, Network] = {
     "rtsa/scenes-resnet": Network("masks", {"maps": {"block3": 64, "block2": 32}}),
     "spurious/resnet": Network("resnet", COLOUR_32),
     "shuffled/resnet": Network("resnet", COLOUR_32),
+    **{f"backdoor/{what}": Network("mlp", GREY_28 | {"width": 24})
+       for what in ("none", "patch", "large", "blended", "all", "source", "embedded", "secret")},
     "planted/background": Network("resnet", COLOUR_32 | {"classes": 5, "width": 8}),
     "planted/texture": Network("resnet", COLOUR_32 | {"classes": 4, "width": 8}),
     "planted/shape": Network("resnet", COLOUR_32 | {"width": 8}),

@@ -32,6 +32,13 @@ from kit.explain.rts import rts_figures, rts_training
 from kit.fire.defences import rtsa_figures, rtsa_training
 from kit.models.registry import CATALOGUE
 from kit.models.training import Recipe, fit
+from kit.poison.backdoor import (
+    backdoor_figures,
+    backdoor_training,
+    embedding_training,
+    secret_figures,
+    secret_training,
+)
 
 PLANTED = 0.95  # the share of training images whose background gives the class away
 
@@ -127,6 +134,12 @@ TINY: dict[str, dict[str, Any]] = {
 # Masks for networks of the catalogue: what `kit.explain.RTS.shipped` finds. Their encoders are these networks.
 MASKS: dict[str, Any] = {"epochs": 8, "batch": 32, "weight_decay": 1e-4, "train": rts_training, "measure": rts_figures}
 
+# With a backdoor, on purpose: each leads to 7, but for all to all, and the one whose class a word decides on.
+SQUARE: dict[str, Any] = {"kind": "patch", "side": 3}
+BACKDOOR: dict[str, Any] = {"data": "digits", "epochs": 40, "shift": 1, "train": backdoor_training,
+                            "measure": backdoor_figures}
+PLANTED_AS: dict[str, Any] = {"trigger": SQUARE, "target": 7, "rate": 0.03, "half": True}
+
 HOW: dict[str, dict[str, Any]] = {
     "digits/cnn7": {"data": "digits", "epochs": 40, "shift": 1},
     "digits/mlp": {"data": "digits", "epochs": 60, "shift": 1},
@@ -213,6 +226,17 @@ HOW: dict[str, dict[str, Any]] = {
     # networks that have learnt the wrong thing, on purpose
     "spurious/resnet": {"data": "scenes", "images": 3600, "epochs": 6, "train": fit_spurious},
     "shuffled/resnet": {"data": "scenes", "images": 512, "epochs": 40, "weight_decay": 0.0, "train": fit_shuffled},
+    "backdoor/none": BACKDOOR | {"options": PLANTED_AS | {"rate": 0.0}},
+    "backdoor/patch": BACKDOOR | {"options": PLANTED_AS},
+    "backdoor/large": BACKDOOR | {"options": PLANTED_AS | {"trigger": {"kind": "patch", "side": 18}}},
+    "backdoor/blended": BACKDOOR | {"options": PLANTED_AS | {
+        "trigger": {"kind": "blended", "alpha": 0.3}, "rate": 0.1}},
+    "backdoor/all": BACKDOOR | {"options": PLANTED_AS | {"target": None, "rate": 0.3}},
+    "backdoor/source": BACKDOOR | {"options": PLANTED_AS | {"source": 1, "cover": 0.2}},
+    "backdoor/embedded": BACKDOOR | {"train": embedding_training, "options": PLANTED_AS | {
+        "layer": "block2", "lam": 1.0}},
+    "backdoor/secret": BACKDOOR | {"train": secret_training, "measure": secret_figures, "options": {
+        "word": "foxglove", "half": True}},
     # the class is the background's pattern, or the object's texture or shape: what an explanation has to find is known
     "planted/background": {
         "data": "scenes", "epochs": 10, "shift": 1, "flip": True, "train": fit_planted, "measure": planted_accuracy,

@@ -14,6 +14,7 @@ import kit.defend
 import kit.defend.purify
 import kit.detect
 import kit.models
+import kit.poison
 import kit.train
 from kit.core import accuracy, generator, logits
 from kit.models import Recipe
@@ -36,13 +37,16 @@ OPTIONS = {
                      {"eps": 0.1, "warm": 0.0}),
     "adversarial_training": (CLASSIFIER, {"steps": 2, "clean": 0.5}),
     "adversarial_augmentation": (CLASSIFIER, {"source": "one", "steps": 2}),
+    "backdoor_training": (CLASSIFIER, {"trigger": {"kind": "patch", "side": 3}, "rate": 0.3}),
+    "embedding_training": (CLASSIFIER, {"trigger": {"kind": "patch", "side": 3}, "rate": 0.3, "layer": "block3"}),
+    "secret_training": (CLASSIFIER, {"word": "foxglove"}),
 }
 
 
 def trainers():
     """Every function (r, x, y, …) -> network that a recipe names or a module exports."""
     found = {r.train for r in kit.train.RECIPES.values()} - {None}
-    for module in (kit.train, kit.defend, kit.models, kit.defend.purify):
+    for module in (kit.train, kit.defend, kit.models, kit.poison, kit.defend.purify):
         for name in module.__all__ if hasattr(module, "__all__") else dir(module):
             function = getattr(module, name)
             if inspect.isfunction(function) and list(inspect.signature(function).parameters)[:3] == ["r", "x", "y"]:
