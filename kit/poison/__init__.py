@@ -1,0 +1,21 @@
+"""Attacks on training: what is learnt from, and what a client of a training gives away."""
+from kit.poison.leakage import (
+    client_gradients,
+    clipped_gradient,
+    fit_on_shared,
+    leak,
+    leak_cosine,
+    leak_labels,
+    leak_linear,
+    lenet,
+    matched,
+    noisy_gradient,
+    pruned_gradient,
+    psnr,
+    ssim,
+)
+
+__all__ = [
+    "client_gradients", "clipped_gradient", "fit_on_shared", "leak", "leak_cosine", "leak_labels", "leak_linear",
+    "lenet", "matched", "noisy_gradient", "pruned_gradient", "psnr", "ssim",
+]
