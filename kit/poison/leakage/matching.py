@@ -15,7 +15,6 @@ from kit.core.seeding import Draws
 from kit.poison.leakage.closed import check_known, check_shared, leak_labels
 from kit.poison.leakage.shared import Shared, gradients
 
-
 # Where L-BFGS begins: it takes what is below 1e-12 for no curvature, and gradients fall by many orders of magnitude.
 LARGE = 1e6
 
