@@ -46,7 +46,8 @@ def test_the_gradient_of_each_client_is_autograd_s():
     shared = client_gradients(model, x, y, batch=3)
     for client, rows in enumerate((slice(0, 3), slice(3, 6))):
         loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
-        for (name, _), g in zip(model.named_parameters(), torch.autograd.grad(loss, [*model.parameters()]), strict=True):
+        by_autograd = torch.autograd.grad(loss, [*model.parameters()])
+        for (name, _), g in zip(model.named_parameters(), by_autograd, strict=True):
             assert torch.allclose(shared[name][client], g, atol=1e-12)
 
 
