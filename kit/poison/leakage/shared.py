@@ -135,11 +135,15 @@ def fit_on_shared(
     In each step `clients` of them hold `batch` images each, drawn at random. This is what a defence costs: the accuracy
     after it. lr falls to 0 linearly. Cost: `steps` forward and backward passes of clients · batch images.
     """
+    check_images(x)
+    classes = check_model(model, x)
+    check_labels(y, x, classes)
     source, theta = generator or new_generator(), dict(model.named_parameters())
     optimiser = torch.optim.SGD(theta.values(), lr=lr, momentum=momentum)
     for k in range(steps):
-        rows = torch.randint(len(x), (clients * batch,), generator=source).to(x.device)
-        sent = defend(client_gradients(model, x[rows], y[rows], batch=batch))
+        rows = torch.randint(len(x), (clients, batch), generator=source).to(x.device)
+        found = gradients(model, x[rows], F.one_hot(y[rows], classes).to(x))
+        sent = defend({name: g.detach() for name, g in found.items()})
         for name, p in theta.items():
             p.grad = sent[name].mean(0)
         optimiser.param_groups[0]["lr"] = lr * (1 - k / steps)
