@@ -105,8 +105,10 @@ def adversarial_severity(rho: Robustness | Tensor, eps: float) -> Between:
 def _sides(rho: Robustness | Tensor, eps: float) -> tuple[np.ndarray, np.ndarray]:
     if not eps >= 0:
         raise ValueError(f"eps must be zero or more, not {eps:g}")
-    low, high = rho if isinstance(rho, tuple) else (rho, rho)
-    return as_array(low).astype(float), as_array(high).astype(float)
+    low, high = (as_array(side).astype(float) for side in (rho if isinstance(rho, tuple) else (rho, rho)))
+    if np.isnan(low).any() or np.isnan(high).any():
+        raise ValueError("rho holds NaN: a distance is zero or more, infinity where no error is known")
+    return low, high
 
 
 def _mean(values: np.ndarray) -> Estimate:
