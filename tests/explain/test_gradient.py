@@ -259,7 +259,7 @@ def test_steps_and_samples_are_whole_numbers():
     net, x = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval(), torch.rand(1, 3, 4, 4, generator=generator(1))
     with pytest.raises(TypeError, match="samples must be a whole number"):
         smoothgrad(net, x, samples=2.5)
-    with pytest.raises(ValueError, match="sigma must be at least 0"):
+    with pytest.raises(ValueError, match="sigma must be finite and at least 0"):
         smoothgrad(net, x, sigma=float("nan"))
     with pytest.raises(TypeError, match="steps must be a whole number"):
         integrated_gradients(net, x, steps=2.5)
