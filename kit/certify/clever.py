@@ -70,7 +70,7 @@ def _one(
         z = model(laid_out(x))[0]
     others = [k for k in range(len(z)) if k != y] if target is None else [target]
     lead = (z[y] - z[others]).double().cpu().numpy()
-    if (lead <= 0).any():
+    if int(z.argmax()) != y or (lead <= 0).any():
         return 0.0, 1.0
     sampled = ball(norm, eps)
     maxima = np.empty((batches, len(others)))

@@ -59,7 +59,8 @@ def lipschitz_radius(model: nn.Module, x: Tensor, y: Tensor, *, norm: str = "lin
     z = logits(model, x)
     L = lipschitz(model, x, norm=norm)[y]
     lead = z.gather(1, y[:, None]) - z
-    return (lead / L).scatter(1, y[:, None], torch.inf).amin(1).clamp_min(0)
+    radius = torch.where(lead > 0, lead / L, 0.0)  # two classes that are one: 0 / 0 is a lead of nothing
+    return radius.scatter(1, y[:, None], torch.inf).amin(1)
 
 
 def grown(step: Step, L: list[float], norm: str) -> float:

@@ -108,6 +108,8 @@ def _sides(rho: Robustness | Tensor, eps: float) -> tuple[np.ndarray, np.ndarray
     low, high = (as_array(side).astype(float) for side in (rho if isinstance(rho, tuple) else (rho, rho)))
     if np.isnan(low).any() or np.isnan(high).any():
         raise ValueError("rho holds NaN: a distance is zero or more, infinity where no error is known")
+    if (low > high).any():
+        raise ValueError("rho has a lower side above its upper one: give (low, high), as pointwise_robustness does")
     return low, high
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kit.core.checks import check_fits, check_images
 from kit.core.seeding import ambient_randomness_kept
+from kit.models.decoders import DECODERS
 from kit.models.registry import build
 
 Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
@@ -111,7 +112,7 @@ def fit(
         torch.manual_seed(seed)
         model = build(r, norm=True) if start is None else start.train()
         model = model.to(device).to(memory_format=torch.channels_last)
-        if not type(model).__name__.endswith("Decoder"):  # a decoder is given features, not images
+        if r.family not in DECODERS:  # which are given features, not images
             check_fits(model, x[:1].to(device))
         generator = torch.Generator().manual_seed(seed)
         batch = min(r.batch, len(x))

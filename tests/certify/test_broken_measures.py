@@ -6,7 +6,14 @@ import torch
 from torch import nn
 
 from kit.attacks import pgd
-from kit.certify import adversarial_frequency, adversarial_severity, attacked_distance, clever, lipschitz
+from kit.certify import (
+    adversarial_frequency,
+    adversarial_severity,
+    attacked_distance,
+    clever,
+    lipschitz,
+    lipschitz_radius,
+)
 from kit.certify.measures import Between
 from kit.core import generator, logits
 from kit.report import Estimate
@@ -118,3 +125,22 @@ def test_a_negative_scale_moves_as_far(norm):  # kills max for max |.|
     head.weight.data = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]])
     model = nn.Sequential(norm_layer, nn.ReLU(), nn.Flatten(), head).eval()
     assert lipschitz(model, torch.rand(1, 1, 2, 2), norm=norm)[0, 1] == pytest.approx(3.0, rel=1e-5)
+
+
+def test_clever_with_a_target_is_zero_of_an_error():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    model[1].weight.data, model[1].bias.data = torch.eye(3, 4), torch.tensor([5.0, 3.0, 0.0])
+    x = torch.full((1, 1, 2, 2), 0.5)
+    assert clever(model, x, torch.tensor([1]), eps=0.3, target=torch.tensor([2]), batches=10, samples=2)[0] == 0
+
+
+def test_lipschitz_radius_of_twin_classes_is_zero():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    model[1].weight.data[1], model[1].bias.data[1] = model[1].weight.data[0], model[1].bias.data[0]
+    radius = lipschitz_radius(model, torch.rand(2, 1, 2, 2), torch.tensor([0, 0]))
+    assert not radius.isnan().any()
+
+
+def test_sides_the_wrong_way_round_are_refused():
+    with pytest.raises(ValueError, match="above its upper"):
+        adversarial_frequency((torch.tensor([0.3]), torch.tensor([0.1])), 0.2)

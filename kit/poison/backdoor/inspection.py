@@ -8,6 +8,8 @@ backdoor attacks on deep neural networks by activation clustering, SafeAI 2019.
 """
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ from kit.core import borrowed, check_images, check_labels, check_model, chunks, 
 from kit.core.fitted import Fitted
 
 
-class Inspection(Fitted):
+class Inspection(Fitted, ABC):
     """What looks at a labelled training set through the features φ of `layer`, class by class.
 
     `fit(x, y)` takes the training set as it was given to the network, poison and all; `score(x, y)` says how suspicious
@@ -38,13 +40,13 @@ class Inspection(Fitted):
             self.parts |= {f"{k}/{name}": t for name, t in self.learn(phi[y == k]).items()}
         return self
 
+    @abstractmethod
     def learn(self, phi: Tensor) -> dict[str, Tensor]:
         """What is kept of the features (n, d) of one class, by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def suspicion(self, phi: Tensor, k: int) -> Tensor:
         """(n,) for features (n, d) of images labelled k."""
-        raise NotImplementedError
 
     def score(self, x: Tensor, y: Tensor) -> Tensor:
         """(N,), higher = more suspicious; comparable within a class."""
