@@ -1,8 +1,12 @@
 """What the full profile measured, kept beside the chapter, so that its page can show it next to its own figures."""
 import json
 import math
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+ANEW = "KIT_MEASURE_ANEW"  # set by `kit run --profile full --force`
 
 
 class Measured(dict[str, dict[str, Any]]):
@@ -13,13 +17,23 @@ class Measured(dict[str, dict[str, Any]]):
     no word for it.
 
     What is given besides `write` says how the figures are made, and is kept with every group. Every `keep` writes the
-    file, so that a run that is stopped keeps what it has measured. Raises ValueError for a file that is no such dict.
+    file, so that a run that is stopped keeps what it has measured.
+
+    What is complete is not measured again, and what is not goes on where it was:
+
+        if measured.lacks("mnist"):
+            measured.keep("mnist", auc=…)
+        for way in measured.missing("svhn", "ways", ways):
+            measured.add("svhn", "ways", way, ways[way]())
+
+    All is measured anew where the file is deleted, or by `kit run --profile full --force`; a group alone where another
+    seed made it, or once it is taken out of the file. Raises ValueError for a file that is no such dict.
     """
 
     def __init__(self, path: str | Path, *, write: bool, **about: Any):
         super().__init__()
-        self.path, self.write, self.about = Path(path), write, about
-        if not self.path.exists():
+        self.path, self.write, self.about = Path(path), write, _finite(about)
+        if not self.path.exists() or (write and os.environ.get(ANEW)):
             return
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
@@ -35,10 +49,31 @@ class Measured(dict[str, dict[str, Any]]):
         """Add figures to a group, replacing those of the same name; nothing happens where `write` is false."""
         if not self.write:
             return
-        self.setdefault(name, {}).update(_finite(self.about | figures))
+        self[name] = self.made(name) | self.about | _finite(figures)
         part = self.path.with_name(self.path.name + ".part")
         part.write_text(json.dumps(self, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         part.replace(self.path)
+
+    def made(self, name: str) -> dict[str, Any]:
+        """The figures of a group; none where it was made in another way, such as from another seed."""
+        group = self.get(name, {})
+        return group if all(group.get(key, value) == value for key, value in self.about.items()) else {}
+
+    def lacks(self, name: str, *figures: str) -> bool:
+        """Whether the full profile has yet to measure a group, or one of these figures of it. False under the quick
+        profile. A group that holds `finished=False` lacks something."""
+        group = self.made(name)
+        whole = group and group.get("finished", True) and all(figure in group for figure in figures)
+        return self.write and not whole
+
+    def missing(self, name: str, figure: str, cells: Iterable[str]) -> list[str]:
+        """Of a figure that is a dict, the cells that the full profile has yet to measure; none under the quick one."""
+        there = self.made(name).get(figure, {})
+        return [cell for cell in cells if cell not in there] if self.write else []
+
+    def add(self, name: str, figure: str, cell: str, value: Any, **figures: Any) -> None:
+        """Keep one cell of a figure that is a dict, and other figures with it."""
+        self.keep(name, **figures, **{figure: self.made(name).get(figure, {}) | {cell: value}})
 
 
 def _finite(value: Any) -> Any:

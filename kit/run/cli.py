@@ -91,7 +91,7 @@ def run(
     jobs: Annotated[int, typer.Option(help="How many notebooks run at once.")] = 1,
     seed: Annotated[int, typer.Option(help="The notebooks' seed.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the executed copies (default runs/<profile>).")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run also what is up to date.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run what is up to date, measure what is kept.")] = False,
     in_place: Annotated[bool, typer.Option("--in-place", help="Refresh the notebooks' own outputs.")] = False,
     timeout: Annotated[float | None, typer.Option(help="Seconds a notebook may take.")] = None,
 ) -> None:

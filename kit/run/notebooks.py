@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from kit.report.measured import ANEW
 from kit.run.files import DEFAULTS, ROOT, UserError, chapters
 from kit.run.job import Job, Result, kernel_environment, kill, perform, prepare
 
@@ -127,9 +128,10 @@ def run(
     `paths` are notebooks or folders of them; none means every chapter in the order of the book. The executed copies
     go to `out` (default `runs/<profile>`), each moved into place when it is complete; of a failure the partial
     notebook is kept there as `<name>.failed.ipynb`. An output is up to date, and skipped unless `force`, if all that it
-    depends on is the same (`kit.run.files.run_key`) and it was not changed since. A cell may write 10 MB; one that is
-    tagged `raises-exception` may fail. `timeout` is in seconds and
-    per notebook (default 900 for quick, 86400 for full). Threads per notebook: cores // jobs.
+    depends on is the same (`kit.run.files.run_key`) and it was not changed since. Under the full profile `force` also
+    measures anew what is kept beside the chapters (`kit.report.Measured`). A cell may write 10 MB; one that is tagged
+    `raises-exception` may fail. `timeout` is in seconds and per notebook (default 900 for quick, 86400 for full).
+    Threads per notebook: cores // jobs.
 
     With `in_place` the notebooks' own outputs are refreshed, under the default parameters only: on one thread,
     without a GPU, with output on stderr an error, and with a file whose outputs did not change left as it is.
@@ -153,7 +155,8 @@ def run(
                 finished(job.result)
     todo = [job for job in work if not job.up_to_date]
     if todo:
-        _run_all(todo, min(jobs, len(todo)), jobs, timeout or LIMIT[profile], device, in_place, console, finished)
+        anew = {ANEW: "1"} if force and profile == "full" else {}
+        _run_all(todo, min(jobs, len(todo)), jobs, timeout or LIMIT[profile], device, in_place, console, finished, anew)
     return [job.result for job in work if job.result is not None]
 
 
@@ -166,6 +169,7 @@ def _run_all(
     in_place: bool,
     console: Console | None,
     finished: Callable[[Result], None] | None,
+    anew: dict[str, str],
 ) -> None:
     threads = 1 if in_place else max(1, cores() // jobs)
     if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit():  # who runs something beside us asks for fewer
@@ -182,7 +186,7 @@ def _run_all(
     )
     with tempfile.TemporaryDirectory(prefix="kit-run-") as runtime, _terminable(), progress:
         variables = kernel_environment(threads, gpu=gpu, shipped=in_place)
-        environment = {**os.environ, **variables, "JUPYTER_RUNTIME_DIR": runtime}
+        environment = {**os.environ, **variables, **anew, "JUPYTER_RUNTIME_DIR": runtime}
         bar = progress.add_task("notebooks", total=len(todo), left="")
         warm_up()
 

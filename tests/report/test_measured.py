@@ -51,3 +51,62 @@ def test_a_damaged_file_is_named(tmp_path, content):
     with pytest.raises(ValueError, match="chapter_measured.json .*run the full profile"):
         Measured(path, write=False)
     assert path.read_text() == content
+
+
+def test_what_is_complete_is_kept_and_what_is_not_goes_on(tmp_path):
+    path = tmp_path / "chapter_measured.json"
+    calls = []
+
+    def run(stop=None, write=True, **about):
+        measured = Measured(path, write=write, **about)
+        if measured.lacks("whole", "images"):
+            calls.append("whole")
+            measured.keep("whole", auc=0.5)
+            if stop == "whole":
+                return
+            measured.keep("whole", images=3)
+        for cell in measured.missing("cells", "ways", ["a", "b"]):
+            if stop == cell:
+                return
+            calls.append(cell)
+            measured.add("cells", "ways", cell, len(calls), images=2)
+
+    run(write=False, seed=0)
+    assert calls == []
+    assert not path.exists()
+    run("whole", seed=0)
+    run("b", seed=0)
+    assert calls == ["whole", "whole", "a"]
+    run(seed=0)
+    assert calls[3:] == ["b"]
+    complete = path.read_bytes()
+    run(seed=0)
+    assert calls[4:] == []
+    assert path.read_bytes() == complete
+    assert Measured(path, write=False)["cells"] == {"seed": 0, "images": 2, "ways": {"a": 3, "b": 4}}
+    run("b", seed=1)  # another seed measures anew, and nothing of the first is left among its cells
+    assert calls[4:] == ["whole", "a"]
+    assert Measured(path, write=False)["cells"] == {"seed": 1, "images": 2, "ways": {"a": 6}}
+
+
+def test_a_group_says_itself_that_it_is_not_finished(tmp_path):
+    measured = Measured(tmp_path / "chapter_measured.json", write=True)
+    measured.keep("game", outcomes=1, finished=False)
+    assert measured.lacks("game", "outcomes")
+    measured.keep("game", finished=True)
+    assert not measured.lacks("game", "outcomes")
+    assert measured.lacks("game", "masking")
+
+
+def test_force_measures_all_anew_and_deleting_the_file_too(tmp_path, monkeypatch):
+    path = tmp_path / "chapter_measured.json"
+    Measured(path, write=True).keep("mnist", auc=0.5)
+    assert not Measured(path, write=True).lacks("mnist")
+    monkeypatch.setenv("KIT_MEASURE_ANEW", "1")
+    assert Measured(path, write=False) == {"mnist": {"auc": 0.5}}
+    forced = Measured(path, write=True)
+    assert forced.lacks("mnist")
+    assert path.exists()  # until something is measured
+    monkeypatch.delenv("KIT_MEASURE_ANEW")
+    path.unlink()
+    assert Measured(path, write=True).lacks("mnist")

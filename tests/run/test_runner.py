@@ -242,6 +242,21 @@ def test_what_has_changed_is_not_up_to_date(book, monkeypatch, tmp_path, what):
     assert not job.prepare(source, given, target, in_place=False, force=force).up_to_date
 
 
+def test_force_measures_anew_what_the_full_profile_keeps(tmp_path):
+    """Without it what is complete stays, with it all is measured again, and the quick profile measures nothing."""
+    source = write(tmp_path / "chapter.ipynb", (
+        "from kit.report import Measured\nmeasured = Measured('chapter_measured.json', write=profile == 'full')\n"
+        "if measured.lacks('mnist'):\n    measured.keep('mnist', n=measured.get('mnist', {}).get('n', 0) + 1)\n"
+        "    print('measured')\nelse:\n    print('kept')"))
+    said = []
+    for profile, force in (("full", False), ("full", False), ("full", True), ("quick", True)):
+        (result,) = run([source], profile=profile, device="cpu", force=force, out=tmp_path / "out")
+        assert result.status in ("ok", "up to date"), result
+        said.append(printed(result.output))
+        (tmp_path / "out" / "chapter.ipynb").unlink(missing_ok=True)
+    assert said == ["measured\n", "kept\n", "measured\n", "kept\n"]
+
+
 def test_prose_does_not_make_committed_outputs_stale_but_code_does(tmp_path):
     given = {"profile": "quick", "device": "auto", "seed": 0}
     nb = files.read(write(tmp_path / "a.ipynb", "1"))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from kit.core import MisleadingModel, check_images, check_labels, logits
-from kit.defend.game.sides import Attack, Defender
+from kit.core import MisleadingModel, ball, check_images, check_labels, logits
+from kit.defend.game.sides import Attack, Defender, check_returned
 from kit.defend.game.value import Game, informed, solve
 from kit.detect import Detector
 from kit.report import Estimate, Measured, Outcomes, share, table
@@ -36,6 +36,7 @@ class Played:
 
     def against(self, defender: str) -> dict[str, np.ndarray]:
         """{attacker: kept (N,)} of those that were run against it."""
+        _check_known("defender", [defender], self.defenders)
         return {a: self.held[defender, a] for a in self.attackers if (defender, a) in self.held}
 
     def worst(self) -> dict[str, np.ndarray]:
@@ -60,6 +61,8 @@ class Played:
 
         Raises ValueError where one does not belong and nobody takes his place.
         """
+        _check_known("attacker", [] if instead is None else [instead], self.attackers)
+
         def cell(a: str, d: str) -> np.ndarray:
             played = a if (d, a) in self.held else instead
             if played is None or (d, played) not in self.held:
@@ -73,9 +76,14 @@ class Played:
         return self.images(instead).mean(2)
 
     def only(self, defenders: list[str] | None = None, attackers: list[str] | None = None) -> Played:
-        """The part of the table with these rows and columns."""
-        rows, columns = defenders or self.defenders, [NOBODY, *(attackers or self.attackers)]
-        return Played(self.held.where(defender=rows, attacker=columns))
+        """The part of the table with these rows and columns. Raises ValueError for a name that is not in it."""
+        rows = self.defenders if defenders is None else list(defenders)
+        columns = self.attackers if attackers is None else list(attackers)
+        _check_known("defender", rows, self.defenders)
+        _check_known("attacker", columns, self.attackers)
+        if not rows or not columns:
+            raise ValueError("a game needs at least one attacker and one defender: leave the argument out to keep all")
+        return Played(self.held.where(defender=rows, attacker=[NOBODY, *columns]))
 
     def game(
         self, *, instead: str | None = None, sees_image: bool = False, resamples: int = 200, seed: int = 0
@@ -86,6 +94,8 @@ class Played:
         well a mixture keeps the mean of its members' worst cases, which is no more than the best of them.
         Intervals: `resamples` bootstraps over images, each solved again.
         """
+        if not resamples >= 1:
+            raise ValueError(f"resamples must be 1 or more, not {resamples}: intervals are made of them")
         H = self.images(instead)
         N = H.shape[2]
 
@@ -127,6 +137,13 @@ class Played:
         return f"{text} [{100 * found.low:.0f}, {100 * found.high:.0f}]" if interval else text
 
 
+def _check_known(side: str, asked: list[str], names: list[str]) -> None:
+    """Raise ValueError for a name that did not play."""
+    for name in asked:
+        if name not in names:
+            raise ValueError(f"no {side} {name!r} played here: there are {', '.join(names)}")
+
+
 def _mixture(names: list[str], weights: np.ndarray) -> dict[str, float]:
     return {name: float(w) for name, w in zip(names, weights, strict=False) if w > 1e-6}
 
@@ -139,30 +156,43 @@ def play(
 
     Each attack is asked about all images, from the same seed, so that no cell depends on the others, nor on their
     order. Success is measured on what the attack returned, projected onto the ball. With `measured`, under the full
-    profile, every cell is kept in `group` as soon as it is there: a run that was killed goes on where it was, as long
-    as images, radius, seed, the attack's settings and the defender's answers are the same; a run that was finished is
-    made again. Warnings of a misleading gradient are silenced: the table says what they warn of.
+    profile, every cell is kept in `group` as soon as it is there, and is not measured again as long as images, radius,
+    seed, the attack's settings and the defender's answers are the same: a run that was killed goes on where it was, and
+    a finished one measures the rows and columns that are new. Warnings of a misleading gradient are silenced: the
+    table says what they warn of.
     Cost: the attacks', and one pass for each cell. Raises ValueError or TypeError for what makes no sense.
     """
     check_images(x)
+    for side, members, example in (("attackers", attackers, "knows(pgd)"), ("defenders", defenders, "model")):
+        if not isinstance(members, Mapping):
+            raise TypeError(f'{side} have names: {{"a name": {example}}}, not a {type(members).__name__}')
     if not attackers or not defenders:
         raise ValueError("a game needs at least one attacker and one defender")
+    for name, attack in attackers.items():
+        if not isinstance(attack, Attack):
+            method = getattr(attack, "__name__", "method")
+            raise TypeError(f"the attacker {name!r} is a {type(attack).__name__}: say what it is shown of a defender, "
+                            f"such as knows({method}), elsewhere(source, {method}) or past({method})")
+    ball(norm, eps)
     if NOBODY in attackers:
         raise ValueError(f"{NOBODY!r} stands for the clean images: give this attacker another name")
     sides = {name: Defender.of(d) for name, d in defenders.items()}
-    kept = _Kept(measured, group, {"eps": eps, "norm": norm, "images": len(x), "of": _digest(x, y)}, seed)
+    kept = _Kept(measured, group, {
+        "eps": eps, "norm": norm, "images": len(x), "of": _digest(x, y), "seed": seed})
     held, alike = Outcomes(PARTS), dict[str, Any]()
     for d, defender in sides.items():
         z = logits(defender.model, x) if not defender.random else logits(defender.inner, x)
         check_labels(y, x, z.shape[1])
         clean = held[d, NOBODY] = defender.right(x, y).cpu().numpy()
         for a, attack in attackers.items():
-            made = f"{attack.text} on {_summary(defender, z, clean)}"
+            made = _short(f"{attack.text} on {_summary(defender, z, clean)}".encode())
             known = kept.cell(d, a, made)
             if known is None:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", MisleadingModel)
                     x_adv = alike[a] if a in alike else attack.run(defender, x, y, eps, norm, seed)
+                    if x_adv is not None:
+                        check_returned(x_adv, x, attack.text)
                     if attack.alike:
                         alike[a] = x_adv
                     known = None if x_adv is None else clean & defender.withstands(x_adv, y).cpu().numpy()
@@ -176,12 +206,12 @@ def play(
 
 
 class _Kept:
-    """The cells of a run that was killed, in a chapter's file; none where the last run was finished."""
+    """The cells in a chapter's file that were made in the same way, each with a digest of what it is made of."""
 
-    def __init__(self, measured: Measured | None, group: str, about: dict[str, Any], seed: int):
-        self.measured, self.group, self.about = measured, group, about | {"seed": seed}
-        found = {} if measured is None or not measured.write else measured.get(group, {})
-        same = not found.get("finished", True) and all(found.get(k) == v for k, v in self.about.items())
+    def __init__(self, measured: Measured | None, group: str, about: dict[str, Any]):
+        self.measured, self.group, self.about = measured, group, about
+        found = {} if measured is None or not measured.write else measured.made(group)
+        same = all(found.get(k) == v for k, v in self.about.items())
         self.made: dict[str, str] = dict(found["made"]) if same else {}
         self.held = Outcomes.unpacked(found["outcomes"]) if same else Outcomes(PARTS)
 
@@ -196,13 +226,16 @@ class _Kept:
 
     def done(self, held: Outcomes) -> None:
         if self.measured is not None:
-            self.measured.keep(self.group, **self.about, outcomes=held.packed(), made={}, finished=True)
+            made = {f"{d}/{a}": text for d, a in held if (text := self.made.get(f"{d}/{a}"))}
+            self.measured.keep(self.group, **self.about, outcomes=held.packed(), made=made, finished=True)
+
+
+def _short(what: bytes) -> str:
+    return hashlib.sha256(what).hexdigest()[:16]
 
 
 def _digest(x: Tensor, y: Tensor) -> str:
-    digest = hashlib.sha256(x.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(y.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return _short(x.detach().cpu().contiguous().numpy().tobytes() + y.cpu().numpy().tobytes())
 
 
 def _summary(defender: Defender, z: Tensor, clean: np.ndarray) -> str:

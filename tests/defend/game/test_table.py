@@ -234,8 +234,13 @@ def test_a_killed_run_goes_on_where_it_was(case, tmp_path):
     read = Outcomes.unpacked(Measured(tmp_path / "game.json", write=False)["game"]["outcomes"])
     assert set(read) == set(played.held)
     assert all((read[place] == played.held[place]).all() for place in read)
-    run(eps=0.2, defenders={"line": line([0.1, -1.0, 1.0, -1.0])})
-    assert calls == ["second", "first", "second"]  # what was finished is measured again
+    other = {"line": line([0.1, -1.0, 1.0, -1.0])}
+    again = run(eps=0.2, defenders=other)
+    assert calls == ["second"]  # what was finished is kept
+    assert all((again.held[place] == played.held[place]).all() for place in played.held)
+    more = run(eps=0.2, defenders=other | {"new": line([1.0] * 4)})
+    assert calls == ["second", "first", "second"]  # and a new row is measured alone
+    assert set(more.held) > set(played.held)
     before = (tmp_path / "game.json").read_bytes()
     run(write=False)
     assert (tmp_path / "game.json").read_bytes() == before
