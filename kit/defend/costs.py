@@ -34,8 +34,12 @@ def phi(t: Tensor | float) -> Tensor:
 def margins(w: Tensor, x: Tensor, y: Tensor, *, eps: float = 0.0, norm: str = "linf") -> Tensor:
     """y w·x − ε‖w‖*, (N,): what is left of the margins after the worst change of x (N, d); the rule is right above 0.
 
-    ‖·‖* is the dual norm: ℓ1 against ℓ∞, ℓ2 against ℓ2, ℓ∞ against ℓ1.
+    ‖·‖* is the dual norm: ℓ1 against ℓ∞, ℓ2 against ℓ2, ℓ∞ against ℓ1. Raises ValueError for labels other than ± 1.
     """
+    check_change(eps, norm)
+    check_weights(w, x.shape[-1])
+    if y.shape != x.shape[:1] or not bool((y.abs() == 1).all()):
+        raise ValueError(f"labels y are −1 or 1, one for each of {len(x)} rows: use 2.0 * y - 1 where they are 0 and 1")
     return y * (x @ w) - eps * torch.linalg.vector_norm(w, DUAL[norm])
 
 
@@ -52,6 +56,8 @@ def linear_accuracy(
     A rule without weights is never right. Raises ValueError for sigma ≤ 0.
     """
     check_scale("sigma", sigma)
+    check_change(eps, norm)
+    check_weights(w, len(mean))
     left = w @ mean - eps * torch.linalg.vector_norm(w, DUAL[norm], dim=-1)
     return phi(ratio(left, sigma * torch.linalg.vector_norm(w, dim=-1)))
 
@@ -119,12 +125,15 @@ class Weak:
 
         For a smaller ε it is found on the grid of `trade_off`; near η it may be the strong feature alone already.
         """
+        check_change(eps)
         if eps >= self.eta:
             return self.rule(1.0, 0.0)
         return self.trade_off(eps, 1.0)
 
     def accuracy(self, w: Tensor, eps: float = 0.0) -> Tensor:
         """p Φ((w₁ + ηΣv − ε‖w‖₁) / ‖v‖) + (1 − p) Φ((−w₁ + ηΣv − ε‖w‖₁) / ‖v‖), of w (…, d + 1)."""
+        check_change(eps)
+        check_weights(w, self.d + 1)
         strong, v = w[..., 0], w[..., 1:]
         left = self.eta * v.sum(-1) - eps * w.abs().sum(-1)
         noise = torch.linalg.vector_norm(v, dim=-1)
@@ -169,12 +178,14 @@ class Gaussian:
 
     def sample(self, theta: Tensor, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """x (n, d) and y (n,), of the centre θ (d,)."""
+        check_weights(theta, self.d, "theta")
         y = signs(n, generator)
         noise = torch.randn(n, self.d, generator=generator, dtype=torch.float64)
         return y[:, None] * theta + self.sigma * noise, y
 
     def learnt(self, n: int, trials: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """As many centres θ (trials, d), and for each of them the mean w (trials, d) of n samples y x, by its law."""
+        check_scale("n", n)
         theta = signs(trials * self.d, generator).view(trials, self.d)
         noise = torch.randn(trials, self.d, generator=generator, dtype=torch.float64)
         return theta, theta + self.sigma / n**0.5 * noise
@@ -187,6 +198,7 @@ class Gaussian:
     def accuracy(self, n: float, eps: float = 0.0) -> float:
         """Of the rule that n samples teach, under the worst change."""
         check_scale("n", n)
+        check_change(eps)
         tau = self.sigma / n**0.5
         return float(phi(self.d**0.5 * (1 - eps * self.spread(n)) / (self.sigma * (1 + tau**2) ** 0.5)))
 
@@ -225,6 +237,7 @@ class Bits:
 
     def sample(self, theta: Tensor, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """x (n, d) of bits ± 1 and y (n,), of the signs θ (d,)."""
+        check_weights(theta, self.d, "theta")
         y = signs(n, generator)
         agree = torch.rand(n, self.d, generator=generator, dtype=torch.float64) < 0.5 + self.tau
         return torch.where(agree, y[:, None] * theta, -y[:, None] * theta), y
@@ -244,6 +257,8 @@ class Bits:
         A feature and its learnt weight agree with probability ½ + τ (2 `found` − 1), independently of the others, so
         that the sum is binomial. `rounded` puts sign(·) before the rule, for any ε < 1. A margin of zero counts half.
         """
+        check_scale("n", n)
+        check_change(eps)
         if rounded and eps < 1:
             eps = 0.0
         return majority(self.d, 0.5 + self.tau * (2 * self.found(n) - 1), eps)
@@ -327,6 +342,20 @@ def ratio(a: Tensor, b: Tensor) -> Tensor:
 def signs(n: int, generator: torch.Generator | None = None) -> Tensor:
     """n fair signs, float64."""
     return 2.0 * torch.randint(2, (n,), generator=generator).double() - 1
+
+
+def check_change(eps: float, norm: str = "linf") -> None:
+    """Raise ValueError for a norm without a dual here, and for a radius that is none."""
+    if norm not in DUAL:
+        raise ValueError(f"norm must be 'linf', 'l2' or 'l1', not {norm!r}")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be 0 or more and finite, not {eps:g}")
+
+
+def check_weights(w: Tensor, d: int, name: str = "w") -> None:
+    """Raise ValueError where w (…, d) has not one value for each feature."""
+    if w.shape[-1:] != (d,):
+        raise ValueError(f"{name} needs {d} values, one for each feature, and has the shape {tuple(w.shape)}")
 
 
 def check_scale(name: str, value: float) -> None:

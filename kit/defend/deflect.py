@@ -37,19 +37,29 @@ class Drawing(Protocol):
     def draw(self, v: Tensor, k: Tensor) -> Tensor: ...
 
 
+def check_draws(model: nn.Module) -> None:
+    """The network reconstructs. Raises TypeError."""
+    lacking = [name for name in ("capsules", "answers", "draw") if not callable(getattr(model, name, None))]
+    if lacking:
+        raise TypeError(f"a {type(model).__name__} draws no images, it has no method {lacking[0]!r}: deflection needs "
+                        'a network like kit.models.load("deflect/digits"), of the class kit.models.purifiers.Capsules')
+
+
 class Deflection(Detector):
     """s(x) = max over the signs of (sign(x) − μ) / σ, with each sign's mean μ and deviation σ on the images of `fit`.
 
     So all signs count alike, and one threshold, at a stated rate of false alarms, refuses by any of them. (The paper
     has a threshold for the error alone, and refuses by the other two where they are positive.) `signs` may be some of
-    "error", "best", "cycle". Raises ValueError for others. Cost: one pass, one drawing; with "best" K drawings, with
-    "cycle" a pass more.
+    "error", "best", "cycle". Raises ValueError for others, and TypeError for a network that draws nothing. Cost: one
+    pass, one drawing; with "best" K drawings, with "cycle" a pass more.
     """
 
     numbers: ClassVar[tuple[str, ...]] = ("tau",)
 
     def __init__(self, model: nn.Module, signs: Sequence[str] = SIGNS):
         super().__init__(model)
+        check_draws(model)
+        signs = (signs,) if isinstance(signs, str) else signs
         if not signs or any(sign not in SIGNS for sign in signs):
             raise ValueError(f"signs are some of {', '.join(SIGNS)}, not {signs!r}")
         self.signs = tuple(signs)
@@ -108,6 +118,7 @@ def every(model: Drawing, x: Tensor, v: Tensor) -> Tensor:
 def drawings(model: nn.Module, x: Tensor, k: Tensor | None = None) -> Tensor:
     """r_k(x) (N, C, H, W), of the class that the network answers where k (N,) is None. Without gradients."""
     check_images(x)
+    check_draws(model)
     drawing: Any = model
     with torch.no_grad():
         v = drawing.capsules(x)
@@ -125,6 +136,7 @@ def deflection_training(
     On clean images alone. Cost: a step of training, the decoder's pass, and one of the encoder's more.
     """
     def loss(model: Any, xb: Tensor, yb: Tensor, source: torch.Generator) -> Tensor:
+        check_draws(model)
         v = model.capsules(xb)
         image = model.draw(v, yb)
         again = F.cross_entropy(model.answers(model.capsules(image)).float(), yb)

@@ -98,8 +98,12 @@ def on(
     It gets those of eps, norm, generator and detector that it takes. What a method without a radius returns is
     projected onto the ball.
     """
-    parameters = inspect.signature(method).parameters
+    if not callable(method):
+        raise TypeError(f"an attack is a function such as pgd, called as pgd(model, x, y, …), not {method!r}")
+    name, parameters = getattr(method, "__name__", str(method)), inspect.signature(method).parameters
     rest = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if unknown := [] if rest else [k for k in settings if k not in parameters]:
+        raise TypeError(f"{name} has no setting {unknown[0]!r}: it takes {', '.join(list(parameters)[3:])}")
 
     def run(defender: Defender, x: Tensor, y: Tensor, eps: float, norm: str, seed: int) -> Tensor | None:
         model = shown(defender, seed)
@@ -107,11 +111,24 @@ def on(
             return None
         offered = {"eps": eps, "norm": norm, "generator": generator(seed), "detector": defender.detector}
         given = {k: v for k, v in offered.items() if k in parameters or (rest and k != "detector")}
-        return ball(norm, eps).project(method(model, x, y, **(given | dict(settings))), x)
+        x_adv = method(model, x, y, **(given | dict(settings)))
+        check_returned(x_adv, x, name)
+        return ball(norm, eps).project(x_adv, x)
 
     words = [f"{k}={getattr(v, '__name__', v)}" for k, v in settings.items()]
     words += [] if source is None else [fingerprint(source)[:12]]
-    return Attack(f"{getattr(method, '__name__', method)}({', '.join(words)})", run, source is not None)
+    return Attack(f"{name}({', '.join(words)})", run, source is not None)
+
+
+def check_returned(x_adv: Any, x: Tensor, name: str) -> None:
+    """What an attack returned is an image for each that it was given. Raises TypeError or ValueError."""
+    if not isinstance(x_adv, Tensor):
+        raise TypeError(f"the attack {name} returned a {type(x_adv).__name__}: it must return the images as a tensor")
+    if x_adv.shape != x.shape:
+        raise ValueError(f"the attack {name} returned {tuple(x_adv.shape)} for images of shape {tuple(x.shape)}: it "
+                         "must return one image for each")
+    if not bool(x_adv.isfinite().all()):
+        raise ValueError(f"the attack {name} returned NaN or infinity: check its objective")
 
 
 def knows(method: Callable[..., Tensor], **settings: Any) -> Attack:
