@@ -99,6 +99,8 @@ def _middle(low: Tensor, high: Tensor, v: Tensor) -> Tensor:
 
 def _mirrored(x: Tensor, before: int, after: int) -> Tensor:
     """The image with its border mirrored, the edge pixel repeated (SciPy's "reflect")."""
+    if before <= 1 and after <= 1:  # the edge alone, and ten times as fast
+        return F.pad(x, (before, after, before, after), mode="replicate")
     for dim in (2, 3):
         n = x.shape[dim]
         index = torch.arange(-before, n + after, device=x.device)
