@@ -65,8 +65,8 @@ class Weighted(Affine):
 
     def up(self, ends: list[Ends]) -> Ends:
         (lower, upper), = ends
-        middle = self.step.up((lower + upper).mul_(0.5), self.step.weight, self.step.bias)
-        radius = self.step.up((upper - lower).mul_(0.5), self.step.weight.abs())
+        middle = self.step.up((lower + upper) / 2, self.step.weight, self.step.bias)
+        radius = self.step.up((upper - lower) / 2, self.step.weight.abs())
         return middle - radius, middle.add_(radius)
 
     def down(self, A: Tensor) -> tuple[list[Tensor], Tensor | float]:
