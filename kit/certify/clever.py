@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.core import asking, ball, chunks, laid_out, per_image
+from kit.core import asking, ball, chunk_size, chunks, laid_out, logits, per_image
 from kit.core.checks import warn
 from kit.core.loop import check_differentiable, gradients
 from kit.core.seeding import Draws
@@ -47,60 +48,54 @@ def clever(
         raise ValueError(f"batches must be 10 or more, not {batches}: a distribution is fitted to their maxima")
     if target is not None and bool((target == y).any()):
         raise ValueError("target holds an image's own label: it must be another class for every image")
-    sizes, draws = torch.as_tensor(eps).to(x).expand(len(x)), generator
-    assert isinstance(draws, Draws)
-    found = []
-    for i in range(len(x)):
-        with asking(model, torch.tensor([i])):
-            aims = None if target is None else int(target[i])
-            found.append(_one(model, x[i : i + 1], int(y[i]), aims, float(sizes[i]), norm, batches, samples, draws[i]))
-    estimate, p = (torch.tensor(column, dtype=x.dtype, device=x.device) for column in zip(*found, strict=True))
+    assert isinstance(generator, Draws)
+    z = logits(model, x)
+    others = _others(y, z.shape[1]) if target is None else target[:, None]
+    lead = z.gather(1, y[:, None]) - z.gather(1, others)
+    sizes = torch.as_tensor(eps).to(x).expand(len(x))
+    estimate, p, flat = torch.zeros_like(sizes), torch.ones_like(sizes), False
+    right = ((z.argmax(1) == y) & (lead > 0).all(1)).nonzero()[:, 0]
+    groups = right.split(max(1, chunk_size(x) // samples)) if len(right) else ()  # whose points make one chunk
+    for rows in groups:
+        again = rows.repeat(samples)
+        around, points = ball(norm, sizes[again]), x[again]
+        with asking(model, rows):
+            maxima = [slopes(model, around.random(points, generator[again]), y[again], others[again], norm)
+                      .unflatten(0, (samples, len(rows))).amax(0) for _ in range(batches)]
+        seen = torch.stack(maxima, 1).double().cpu().numpy()
+        flat = flat or not seen.any(1).all()
+        for i, columns, ahead in zip(rows.tolist(), seen, lead[rows].double().cpu().numpy(), strict=True):
+            ends, fits = np.array([right_end(column) for column in columns.T]).T
+            distance = ahead / np.maximum(ends, np.finfo(float).tiny)
+            k = int(distance.argmin())
+            estimate[i], p[i] = min(float(distance[k]), float(sizes[i])), float(fits[k])
+    if flat:
+        warn("the gradient is exactly zero at every sampled point, so that no slope is seen: the model may hide it "
+             "(rounding, a saturated output), and the estimate is the radius of the ball")
     if bad := int((p < REJECTED).sum()):
         warn(f"the maxima of {bad} of {len(x)} images do not follow the law that CLEVER fits to them: their estimates "
              "are the lead over the greatest slope seen, and no extrapolation")
     return estimate, p
 
 
-def _one(
-    model: nn.Module, x: Tensor, y: int, target: int | None, eps: float, norm: str, batches: int, samples: int,
-    draws: Draws,
-) -> tuple[float, float]:
-    """The estimate and the p-value for one image x (1, C, H, W)."""
-    with torch.no_grad():
-        z = model(laid_out(x))[0]
-    others = [k for k in range(len(z)) if k != y] if target is None else [target]
-    lead = (z[y] - z[others]).double().cpu().numpy()
-    if int(z.argmax()) != y or (lead <= 0).any():
-        return 0.0, 1.0
-    sampled = ball(norm, eps)
-    maxima = np.empty((batches, len(others)))
-    again, stream = x.expand(samples, *x.shape[1:]), draws[[0] * samples]
-    for b in range(batches):
-        maxima[b] = slopes(model, sampled.random(again, stream), y, others, norm).amax(1).double().cpu().numpy()
-    if not maxima.all():
-        warn("the gradient is exactly zero at every sampled point, so that no slope is seen: the model may hide it "
-             "(rounding, a saturated output), and the estimate is the radius of the ball")
-    fits = [right_end(column) for column in maxima.T]
-    ends, ps = np.array(fits).T
-    distance = lead / np.maximum(ends, np.finfo(float).tiny)
-    k = int(distance.argmin())
-    return min(float(distance[k]), eps), float(ps[k])
+def _others(y: Tensor, classes: int) -> Tensor:
+    """The classes other than y (N,), in order: (N, K − 1)."""
+    k = torch.arange(classes - 1, device=y.device)
+    return k + (k >= y[:, None])
 
 
-def slopes(model: nn.Module, x: Tensor, y: int, others: list[int], norm: str) -> Tensor:
-    """‖∇(z_y − z_k)‖_q at every x (N, C, H, W) for every k of `others`: (len(others), N). Cost: one forward pass and
-    a backward pass for each."""
+def slopes(model: nn.Module, x: Tensor, y: Tensor, others: Tensor, norm: str) -> Tensor:
+    """‖∇(z_y − z_k)‖_q at every x (N, C, H, W) for every k of its `others` (N, M): (N, M). Cost: one forward pass and
+    M backward passes."""
     found = []
     for rows in chunks(x):
         v = laid_out(x[rows]).detach().requires_grad_()
         z = model(v)
         check_differentiable(z)
-        apart = torch.zeros(len(others), len(v), z.shape[1]).to(z)
-        apart[:, :, y] = 1
-        for row, k in enumerate(others):
-            apart[row, :, k] -= 1
-        found.append(gradients(z, v, apart).flatten(2).norm(p=DUAL[norm], dim=2))
-    return torch.cat(found, 1)
+        own, other = F.one_hot(y[rows], z.shape[1])[:, None], F.one_hot(others[rows], z.shape[1])
+        apart = (own - other).transpose(0, 1).to(z)
+        found.append(gradients(z, v, apart).flatten(2).norm(p=DUAL[norm], dim=2).T)
+    return torch.cat(found)
 
 
 def right_end(maxima: np.ndarray) -> tuple[float, float]:

@@ -1,46 +1,52 @@
 """Bounds beside the passes that they cannot avoid: two forward passes for intervals; auto_LiRPA where it is there.
 
 CROWN's bound is two backward passes of a whole batch, which nothing reaches: its row compares, and has no target. A
-call of `ibp` checks the model and lists its layers, which takes as long as some milliseconds of passes: "listed once"
-is what it costs who keeps the `Layers`, as auto_LiRPA's users keep a BoundedModule. Both passes of the MLP take half a
-millisecond, less than any call in Python: its row has no target.
+call of `ibp` checks the model and lists its layers once, which takes as long as some milliseconds of passes: "listed
+before" is what it costs who keeps the `Layers`, as auto_LiRPA's users keep a BoundedModule. That shows where the passes
+themselves take few milliseconds: a call for 64 images has a target on the larger network alone, one for 400 on both.
 """
 import torch
 
 import kit.data
 import kit.models
-from kit.certify import ClippedBall, Layers, Relaxed, crown, ibp
+from kit.certify import ClippedBall, Layers, crown, ibp
 from kit.certify.bounds.methods import margins
+from kit.certify.bounds.relaxed import least_by_intervals
+from kit.core import chunks, laid_out
 from tests.bench import Task
 
 
 def tasks():
-    x, y = (t[:64] for t in (lambda d: (d.x, d.y))(kit.data.load("digits", "test")))
-    for name in ("digits/mlp", "digits/cnn7", "mnist/small"):
-        model = kit.models.load(name).requires_grad_(False)
+    digits = kit.data.load("digits", "test")
+    for name, n in (("digits/mlp", 64), ("mnist/small", 64), ("digits/cnn7", 64), ("mnist/small", 400)):
+        model, x, y = kit.models.load(name).requires_grad_(False), digits.x[:n], digits.y[:n]
         layers, peers = Layers(model, x), {}
         if theirs := lirpa(model, x, y):
             peers = {"auto_LiRPA": lambda f=theirs: f("IBP")}
-        yield Task(f"ibp, {name}, {len(x)} images", lambda m=model, x=x: passes(m, x),
+        yield Task(f"ibp, {name}, {n} images", lambda m=model, x=x: passes(m, x),
                    {"kit": lambda m=model, x=x, y=y: ibp(m, x, y, eps=0.01),
-                    "kit, listed once": lambda layers=layers, x=x, y=y: listed_once(layers, x, y), **peers},
-                   lambda result: f"sum {float(result.sum()):.1f}", target=None if name == "digits/mlp" else 1.7)
-    model, x, y = kit.models.load("mnist/small").requires_grad_(False), x[:8], y[:8]
+                    "kit, listed before": lambda layers=layers, x=x, y=y: listed_before(layers, x, y), **peers},
+                   lambda result: f"sum {float(result.sum()):.1f}",
+                   target=1.7 if n == 400 or name == "digits/cnn7" else None)
+    model, x, y = kit.models.load("mnist/small").requires_grad_(False), digits.x[:8], digits.y[:8]
     peers = {"auto_LiRPA": lambda f=f: f("CROWN")} if (f := lirpa(model, x, y)) else {}
     yield Task(f"crown, mnist/small, {len(x)} images", lambda: passes(model, x),
                {"kit": lambda: crown(model, x, y, eps=0.01), **peers},
                lambda result: f"sum {float(result.sum()):.1f}", target=None)
 
 
-def listed_once(layers, x, y):
+def listed_before(layers, x, y):
     with torch.no_grad():
-        return Relaxed(layers, ClippedBall(x, 0.01), "ibp").least(margins(y, layers.classes, x))
+        return torch.cat([least_by_intervals(layers, ClippedBall(v, 0.01), margins(labels, layers.classes, v))
+                          for v, labels in ((laid_out(x[rows]), y[rows]) for rows in chunks(x))])
 
 
 def passes(model, x):
     with torch.no_grad():
-        model(x)
-        model(x)
+        for rows in chunks(x):
+            v = laid_out(x[rows])
+            model(v)
+            model(v)
 
 
 def lirpa(model, x, y, eps=0.01):

@@ -10,7 +10,7 @@ from torch import nn
 
 from kit.certify import clever, exact_distance
 from kit.certify.clever import right_end, slopes
-from kit.core import MisleadingModel, generator, logits
+from kit.core import MisleadingModel, QueryCounter, generator, logits
 
 DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
 
@@ -122,10 +122,31 @@ def test_it_goes_by_the_slopes_nearby_and_the_generator_decides():
     assert not torch.allclose(first, other)
     assert torch.allclose(first, other, rtol=0.5)
     z = logits(model, x)
-    for i, label in enumerate(y.tolist()):  # the slope at the image itself is about the least that is found near it
-        others = [k for k in range(3) if k != label]
-        here = (z[i, label] - z[i, others]) / slopes(model, x[i : i + 1], label, others, "linf")[:, 0]
-        assert 0.1 * here.min() < first[i] < 1.05 * here.min()
+    others = torch.tensor([[k for k in range(3) if k != label] for label in y.tolist()])
+    here = ((z.gather(1, y[:, None]) - z.gather(1, others)) / slopes(model, x, y, others, "linf")).amin(1)
+    assert (0.1 * here < first).all()  # the slope at the image itself is about the least that is found near it
+    assert (first < 1.05 * here).all()
+
+
+@pytest.mark.parametrize("samples", [4, 100])
+def test_an_image_has_its_own_ball_points_and_passes_whatever_its_mates(samples):
+    """The points of several images go through the network together, where few of them fill a chunk."""
+    source = generator(5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1024, 20), nn.Tanh(), nn.Linear(20, 3)).double()
+    x = torch.rand(12, 1, 32, 32, generator=source, dtype=torch.float64)
+    y, eps = logits(model, x).argmax(1), torch.linspace(0.1, 0.5, 12)
+    y[4] = (y[4] + 1) % 3
+    counter = QueryCounter(model, 12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        together = clever(counter, x, y, eps=eps, batches=10, samples=samples)
+        first = clever(model, x[:5], y[:5], eps=eps[:5], batches=10, samples=samples)
+    assert together[0][4] == 0
+    for whole, part in zip(together, first, strict=True):
+        assert torch.allclose(whole[:5], part)
+    asked = counter.counts - counter.counts[4]
+    assert set(asked.tolist()) == {0, 10 * samples}
+    assert (together[0] <= eps).all()
 
 
 def test_nonsense_is_refused():

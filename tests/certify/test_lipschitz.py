@@ -122,6 +122,30 @@ def test_no_pair_of_points_is_further_apart(norm):
     assert (moved <= L * (a - b).flatten(1).norm(p=ORDER[norm], dim=1)[:, None, None]).all()
 
 
+class Twice(nn.Module):
+    """2 max(x, 0) as a sum of two branches, before another ReLU or as the answer."""
+
+    def __init__(self, more: bool):
+        super().__init__()
+        self.more = more
+
+    def forward(self, x):
+        h, k = x.relu(), x.relu()
+        return ((h + k).relu() if self.more else h + k).flatten(1)
+
+
+@pytest.mark.parametrize("more", [True, False])
+@pytest.mark.parametrize("norm", DUAL)
+def test_branches_that_are_summed_add(norm, more):
+    """z_0 − z_1 = 2 (x_0 − x_1): its slope is known, and two points have it. One branch alone has half of it."""
+    a, b = [0.8, 0.5 if norm == "l1" else 0.2], [0.2, 0.5 if norm == "l1" else 0.8]
+    x = torch.tensor([a, b], dtype=torch.float64).view(2, 1, 1, 2)
+    z = logits(Twice(more), x)
+    slope = float((z[0, 0] - z[0, 1] - z[1, 0] + z[1, 1]) / (x[0] - x[1]).flatten().norm(p=ORDER[norm]))
+    assert slope == pytest.approx({"linf": 4, "l2": 8**0.5, "l1": 2}[norm])
+    assert float(lipschitz(Twice(more), x, norm=norm)[0, 1]) == pytest.approx(slope, rel=1e-5)
+
+
 def test_it_is_below_intervals_and_below_the_truth():
     """r' = |W| r ≤ ‖W‖_∞ max r: in l∞ intervals never prove less than this product."""
     for seed in range(5):

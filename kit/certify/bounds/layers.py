@@ -67,7 +67,7 @@ class Weighted(Affine):
         (lower, upper), = ends
         middle = self.step.up((lower + upper) / 2, self.step.weight, self.step.bias)
         radius = self.step.up((upper - lower) / 2, self.step.weight.abs())
-        return middle - radius, middle + radius
+        return middle - radius, middle.add_(radius)
 
     def down(self, A: Tensor) -> tuple[list[Tensor], Tensor | float]:
         step = self.step

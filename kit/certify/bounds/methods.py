@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kit.certify.bounds.domains import ClippedBall
 from kit.certify.bounds.layers import Layers
-from kit.certify.bounds.relaxed import Lines, Relaxed
+from kit.certify.bounds.relaxed import Lines, Relaxed, least_by_intervals
 from kit.core import per_image
 
 
@@ -28,14 +28,19 @@ def certified(bounds: Tensor, y: Tensor) -> Tensor:
     return others > 100 * torch.finfo(bounds.dtype).eps * (1 + bounds.abs().amax(1))
 
 
-def _bounded(model, x, y, eps, norm, method, intermediate=None, intervals="choose") -> Tensor:
-    layers = Layers(model, x)
-    with torch.no_grad():
-        net = Relaxed(layers, ClippedBall(x, eps, norm), method, intermediate=intermediate, intervals=intervals)
-        return net.least(margins(y, layers.classes, x))
-
-
 @per_image
+def _bounded(model, x, y, *, eps, norm, method, listed, intermediate=None, intervals="choose") -> Tensor:
+    """The bounds of a chunk; `listed` is a call's own list, in which the first chunk leaves the network's `Layers`."""
+    if not listed:
+        listed.append(Layers(model, x))
+    layers, ball = listed[0], ClippedBall(x, eps, norm)
+    with torch.no_grad():
+        C = margins(y, layers.classes, x)
+        if method == "ibp":
+            return least_by_intervals(layers, ball, C)
+        return Relaxed(layers, ball, method, intermediate=intermediate, intervals=intervals).least(C)
+
+
 def ibp(model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, norm: str = "linf") -> Tensor:
     """Interval bound propagation: lower bounds (N, K) of z_y − z_k.
 
@@ -44,10 +49,9 @@ def ibp(model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, norm: st
     Cost: two forward passes, and K backward passes of the last layer.
     Source: Gowal et al., On the effectiveness of interval bound propagation, 2018.
     """
-    return _bounded(model, x, y, eps, norm, "ibp")
+    return _bounded(model, x, y, eps=eps, norm=norm, method="ibp", listed=[])
 
 
-@per_image
 def fast_lin(model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, norm: str = "linf") -> Tensor:
     """Fast-Lin: lower bounds (N, K) of z_y − z_k, by two parallel lines at every undecided ReLU.
 
@@ -57,10 +61,9 @@ def fast_lin(model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, nor
     Source: Weng et al., Towards fast computation of certified robustness for ReLU networks, ICML 2018; max pooling and
     residual sums as Boopathy et al., CNN-Cert, AAAI 2019.
     """
-    return _bounded(model, x, y, eps, norm, "fast_lin", intervals="unused")
+    return _bounded(model, x, y, eps=eps, norm=norm, method="fast_lin", listed=[], intervals="unused")
 
 
-@per_image
 def crown(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, norm: str = "linf", intermediate: str = "crown",
 ) -> Tensor:
@@ -71,7 +74,7 @@ def crown(
     intermediate="ibp" two forward and K backward passes.
     Source: Zhang et al., Efficient neural network robustness certification with general activation functions, 2018.
     """
-    return _bounded(model, x, y, eps, norm, "crown", intermediate)
+    return _bounded(model, x, y, eps=eps, norm=norm, method="crown", listed=[], intermediate=intermediate)
 
 
 @per_image

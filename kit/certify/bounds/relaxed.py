@@ -219,6 +219,22 @@ class Relaxed:
         return (C if C.dim() == 3 else C.expand(len(self.domain), *C.shape)).to(self.domain.lower)
 
 
+def least_by_intervals(layers: Layers, domain: Domain, C: Tensor) -> Tensor:
+    """What `Relaxed(layers, domain, "ibp").least(C)` says, for C (N, S, K), holding little memory: ends are dropped
+    when the last step has read them, since memory that was just used costs less than other."""
+    held, c = pulled_back(layers, C, layers.output, {}, [step.output for step in layers.bent])
+    ends = {0: (domain.lower, domain.upper)}
+    last = {i: step.output for step in layers.steps for i in step.inputs}
+    for step in layers.steps[: max(held, default=0)]:
+        ends[step.output] = step.up([ends[i] for i in step.inputs])
+        for i in step.inputs:
+            if last[i] == step.output and i not in held:
+                ends.pop(i, None)
+    for i, A in held.items():
+        c = c + (domain.least(A) if i == 0 else least_on_box(A, *ends[i]))
+    return c
+
+
 def _cut(ends: Ends, known: Ends) -> Ends:
     """Where both hold. What contradicts itself, as the halves of a split ReLU may, is left as a point."""
     l, u = torch.maximum(ends[0], known[0]), torch.minimum(ends[1], known[1])

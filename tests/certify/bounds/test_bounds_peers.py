@@ -1,4 +1,5 @@
-"""Agreement with auto_LiRPA, where it is installed. Its release on PyPI (0.3) does not run with this torch."""
+"""Agreement with auto_LiRPA, where it is installed. Its newest release on PyPI (0.3) requires torch below 1.13, and
+that has no wheel for Python 3.11."""
 import pytest
 import torch
 
