@@ -47,7 +47,7 @@ from kit.poison.leakage import (
     psnr,
     ssim,
 )
-from kit.poison.svm import flipped, hinge, svm_gradient, svm_poison, train_svm
+from kit.poison.training_set import flipped, hinge, svm_gradient, svm_poison, train_svm, training_set_attack
 
 __all__ = [
     "ActivationClustering", "anomaly_index", "attack_success", "Attacker", "backdoor_training", "badnets",
@@ -56,5 +56,5 @@ __all__ = [
     "hinge", "Inspection", "leak", "leak_cosine", "leak_labels", "leak_linear", "lenet", "matched", "mean",
     "median", "nearest_neighbours", "NeuralCleanse", "noisy_gradient", "pieces", "plant", "Poisoned", "prune",
     "pruned_gradient", "psnr", "revealed", "reverse_triggers", "SpectralSignatures", "ssim", "svm_gradient",
-    "svm_poison", "train_svm", "Trigger", "Triggers", "union", "unlearn",
+    "svm_poison", "train_svm", "training_set_attack", "Trigger", "Triggers", "union", "unlearn",
 ]

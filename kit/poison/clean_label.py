@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kit.attacks.minimal.penalty import squared
 from kit.core import Live, borrowed, check_images, chunks, features, laid_out, leaf, per_image
 from kit.core.balls import column
+from kit.poison.backdoor.planting import check_classes
 
 
 @per_image
@@ -28,9 +29,11 @@ def feature_collision(
     the objective is taken back and λ halved; one that does makes λ a tenth larger. With `watermark` γ the base is
     γ t + (1 − γ) b from the start, so that the poisons still collide where the features are learnt anew.
     The sums are over pixels and features. Cost: `steps` forward and backward passes, and as many forward passes.
+    Raises as every method does, for the guide as for the images.
     Source: Shafahi et al., Poison frogs!, NeurIPS 2018, algorithm 1 and section 4.2; in their released code the norm is
     not squared, and β is scaled by the numbers of features and pixels.
     """
+    check_images(guide)
     if guide.shape[1:] != x.shape[1:]:
         raise ValueError(f"guide must have the shape {tuple(x.shape)}, like the images, not {tuple(guide.shape)}")
     if not 0 <= watermark < 1:
@@ -68,6 +71,7 @@ def nearest_neighbours(model: nn.Module, x: Tensor, y: Tensor, *, layer: str, k:
     Source: Peri et al., Deep k-NN defense against clean-label data poisoning attacks, 2020.
     """
     check_images(x)
+    check_classes(y, x)
     if not 1 <= k < len(x):
         raise ValueError(f"k must lie in 1 … {len(x) - 1}, fewer than there are images, not {k}")
     with borrowed(model, x), torch.no_grad(), features(model, [layer]) as hidden:

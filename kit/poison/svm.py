@@ -62,10 +62,12 @@ def kernel(a: np.ndarray, b: np.ndarray, gamma: float | None) -> np.ndarray:
 def train_svm(x: Tensor, y: Tensor, *, C: float = 1.0, gamma: float | None = None) -> Machine:
     """scikit-learn's SVC, to a tight tolerance; then α of its margin vectors and b solved for exactly.
 
-    Raises ValueError for labels other than −1 and 1, both of them there.
+    Raises ValueError for labels other than −1 and 1, both of them there, and for points that are not finite.
     """
-    check_settings({"step": C})
-    return _train(_rows(x), _labels(y, len(x)), C, gamma)
+    _check_machine(C, gamma)
+    labels = _labels(y, len(x))
+    _both(labels)
+    return _train(_rows(x), labels, C, gamma)
 
 
 def _train(x: np.ndarray, y: np.ndarray, C: float, gamma: float | None) -> Machine:
@@ -105,7 +107,10 @@ def svm_gradient(machine: Machine, c: int, x_val: Tensor, y_val: Tensor) -> Tens
 
     Zero where α_c = 0. Cost: a least-squares solution of |S| + 1 equations.
     """
-    g = _gradient(machine, c, _rows(x_val), _labels(y_val, len(x_val)))
+    if not -len(machine.x) <= c < len(machine.x):
+        raise ValueError(f"the machine has the training points 0 … {len(machine.x) - 1}, and none of number {c}")
+    _alike(machine.x, _rows(x_val))
+    g = _gradient(machine, c % len(machine.x), _rows(x_val), _labels(y_val, len(x_val)))
     return torch.from_numpy(g).view(x_val.shape[1:])
 
 
@@ -141,14 +146,19 @@ def svm_poison(
     """`count` points to be added to the training set, (count, …) and their labels (count,).
 
     Each begins as a training point drawn at random, of the class −label, with the label `label` (None: one after the
-    other of both), and climbs L while those found before it stay. It is drawn anew, up to ten times, where the machine
-    does not see it (α_c = 0). `trace` receives (point, L) after each step. low, high: the box.
+    other of both), moved onto the box where it lies outside, and climbs L while those found before it stay. It is drawn
+    anew, up to ten times, where the machine does not see it (α_c = 0). `trace` receives (point, L) after each step.
+    low, high: the box. Raises ValueError for labels and points as `train_svm` does, and for an empty box.
     Cost: for each point about 2 · steps trainings. Source: Biggio et al., ICML 2012, algorithm 1 and equations 5 to 10.
     """
-    check_settings({"step": step, "steps": steps, "count": count, "generator": generator})
-    if label not in (None, -1, 1) or count < 1:
-        raise ValueError(f"label must be −1, 1 or None, and count at least 1, not {label!r} and {count}")
+    check_settings({"step": step, "steps": steps, "generator": generator})
+    _check_machine(C, gamma)
+    _check_count(label, count)
+    if not low < high:
+        raise ValueError(f"the box must have low below high, not {low:g} and {high:g}")
     rows, labels, v, u = _rows(x), _labels(y, len(x)), _rows(x_val), _labels(y_val, len(x_val))
+    _both(labels)
+    _alike(rows, v)
     source, start = generator or new_generator(), len(rows)
     for k in range(count):
         own = label if label is not None else (-1, 1)[k % 2]
@@ -194,6 +204,9 @@ def flipped(
     x: Tensor, y: Tensor, count: int, *, label: int | None = None, generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The control: `count` training points drawn as `svm_poison` draws them, with the wrong label, not moved."""
+    check_settings({"generator": generator})
+    _check_count(label, count)
+    _both(_labels(y, len(x)))
     source, points, labels = generator or new_generator(), [], []
     for k in range(count):
         own = label if label is not None else (-1, 1)[k % 2]
@@ -204,6 +217,10 @@ def flipped(
 
 
 def _rows(x: Tensor) -> np.ndarray:
+    if x.dim() < 2 or not len(x):
+        raise ValueError(f"points must have the shape (n, …), one or more of them, not {tuple(x.shape)}")
+    if not bool(x.isfinite().all()):
+        raise ValueError("the points hold NaN or infinity")
     return x.detach().cpu().double().flatten(1).numpy()
 
 
@@ -212,3 +229,25 @@ def _labels(y: Tensor, n: int) -> np.ndarray:
     if values.shape != (n,) or set(np.unique(values)) - {-1.0, 1.0}:
         raise ValueError(f"labels must be −1 and 1, one for each of {n} points: use 2 * y - 1 for labels 0 and 1")
     return values
+
+
+def _both(labels: np.ndarray) -> None:
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"all points have the label {int(labels[0])}: a machine needs points of both classes")
+
+
+def _alike(points: np.ndarray, others: np.ndarray) -> None:
+    if points.shape[1] != others.shape[1]:
+        raise ValueError(f"training points have {points.shape[1]} values and validation points {others.shape[1]}: "
+                         "they must be alike")
+
+
+def _check_machine(C: float, gamma: float | None) -> None:
+    check_settings({"c": C})
+    if gamma is not None and not 0 < gamma < float("inf"):
+        raise ValueError(f"gamma must be more than 0, or None for the linear kernel, not {gamma}")
+
+
+def _check_count(label: int | None, count: int) -> None:
+    if label not in (None, -1, 1) or count < 1:
+        raise ValueError(f"label must be −1, 1 or None, and count at least 1, not {label!r} and {count}")

@@ -16,7 +16,7 @@ from kit.core.fitted import fingerprint
 from kit.detect import Energy
 from kit.explain import RTS, maximise, saliency
 
-PACKAGES = ("kit.attacks", "kit.explain", "kit.detect", "kit.defend", "kit.fire", "kit.certify")
+PACKAGES = ("kit.attacks", "kit.explain", "kit.detect", "kit.defend", "kit.fire", "kit.certify", "kit.poison")
 CLASSES = 5
 
 # Small budgets; what is not named here has its default.
@@ -67,6 +67,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "verify": {"eps": 0.01, "max_nodes": 5},
     "clever": {"batches": 12, "samples": 8},
     "attacked_distance": {"rounds": 2},
+    "feature_collision": {"steps": 5},
 }
 STEPS = {"bim", "mi_fgsm", "ni_fgsm", "tim", "dim", "sim", "si_ni_ti_dim", "tap", "ata", "tap_ata", "atta",
          "at_si_ni_ti_dim"}
@@ -78,6 +79,9 @@ OTHERS = {
     "lime": "image by image, each with superpixels and samples of its own; its own tests", "kernel_shap": "as lime",
     "lipschitz": "of the network, not of an image; its own tests",
     "exact_distance": "calls verify, and answers in float64 whatever the images are; its own tests",
+    **dict.fromkeys(("nearest_neighbours", "reverse_triggers", "federated", "fit_on_shared"),
+                    "of a set of images; test_poison_contracts.py"),
+    "client_gradients": "a row for each client, of the model's weights; test_poison_contracts.py",
     "image_game": "one image, and it returns a game", "masking": "shares of a batch; its own tests",
 }
 
@@ -151,6 +155,7 @@ def arguments(name: str, model: nn.Module, x: Tensor, y: Tensor, **changed: Any)
     """What the method is called with, beside model and x."""
     known: dict[str, Any] = {
         "y": y, "eps": 0.1, "x_adv": (x + 0.05).clamp(0, 1), "guide": x.flip(2), "layers": ["block2"],
+        "layer": "block2",
         "T": Transformation.start("random", x.shape[1], 3, 4, generator(2)).to(x), "relevance": x.mean(1),
         "detector": Energy(model), "explain": saliency, "target": (y + 1) % CLASSES,
     }

@@ -201,7 +201,8 @@ def test_success_holds_when_asked_again_alone(case, name):
 def test_a_counted_model_answers_as_the_model_does(case, name, small_chunks):
     model, x, y = case
     counter = QueryCounter(model, len(x))
-    inside = {"layers": ["model.block2"]} if "layers" in arguments(name, model, x, y) else {}
+    inside = {k: v for k, v in (("layers", ["model.block2"]), ("layer", "model.block2"))
+              if k in arguments(name, model, x, y)}
     counted = run(name, counter, x, y, **inside)
     assert bool((counter.counts > 0).all()) or ("counted", name) in EXCEPTIONS
     assert close(counted, run(name, model, x, y))

@@ -74,6 +74,22 @@ def test_a_trigger_covers_what_its_mask_says_and_stays_in_the_box():
     (lambda: Trigger(torch.full((1, 4, 4), 1.5), torch.zeros(3, 4, 4)), "the mask must lie in"),
     (lambda: Trigger(torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)), r"the mask must have the shape \(1, H, W\)"),
     (lambda: Trigger.patch((1, 8, 8), 3, place=(6, 6)), "does not lie within 8 × 8"),
+    (lambda: Trigger.patch((1, 8, 8), 9), "does not lie within 8 × 8"),
+    (lambda: Trigger.patch((1, 8, 8), 2, colour=(1.0, 0.8, 0.0)), "one for each of 1 channels"),
+    (lambda: Trigger.patch((8, 8), 2), r"shape is \(C, H, W\)"),
+    (lambda: Trigger.patch((1, 8, 8), 2, colour=255.0), "the pattern must lie in"),
+    (lambda: badnets(toy()[0], toy()[1][:5], Trigger.patch(SHAPE, 2)), "one label per image"),
+    (lambda: badnets(toy()[0], toy()[1][:, None], Trigger.patch(SHAPE, 2)), "one label per image"),
+    (lambda: badnets(toy()[0], toy()[1] - 1, Trigger.patch(SHAPE, 2)), "not -1 … 1"),
+    (lambda: badnets(toy()[0] * 255, toy()[1], Trigger.patch(SHAPE, 2)), "divide them by 255"),
+    (lambda: badnets(toy()[0], toy()[1] * 0, Trigger.patch(SHAPE, 2), 0), "there are 0 images to poison"),
+    (lambda: attack_success(Constant(2), Trigger.patch(SHAPE, 2), *toy(), 7), "target=7, but the classes are 0 … 2"),
+    (lambda: attack_success(Constant(2), Trigger.patch(SHAPE, 2), *toy(), 2, source=5), "source=5"),
+    (lambda: attack_success(Constant(2), Trigger.patch(SHAPE, 2), toy()[0], toy()[1][:5], 2), "one label per image"),
+    (lambda: attack_success(Constant(2), Trigger.patch(SHAPE, 2), toy()[0], toy()[1] + 1, 2), "y holds 1 … 3"),
+    (lambda: prune(Pixels(), "phi", Trigger.patch(SHAPE, 2), *toy(), 9), "target=9"),
+    (lambda: reverse_triggers(Pixels(), toy()[0], toy()[1] * 0), "all images are of one class"),
+    (lambda: plant("word", width=0), "must be 1 or more"),
     (lambda: Trigger.blended((1, 8, 8), 0.0), "alpha is a share"),
     (lambda: Trigger.of((1, 8, 8), "sticker"), "'patch' or 'blended'"),
     (lambda: Trigger.patch((1, 8, 8))(torch.rand(2, 3, 8, 8)), "does not fit images"),
@@ -145,6 +161,13 @@ def test_success_counts_no_image_of_the_target_class():
         attack_success(Constant(2), trigger, x[y == 2], y[y == 2], 2)
 
 
+def test_a_share_is_rounded_down_as_on_paper():
+    """0.29 · 100 and 0.07 · 100 are not whole numbers in floats."""
+    x, y = toy(100)
+    assert int(badnets(x, y, Trigger.patch(SHAPE, 2), 2, rate=0.29).stamped.sum()) == 29
+    assert int(badnets(x, y, Trigger.patch(SHAPE, 2), 2, rate=0.0799).stamped.sum()) == 7
+
+
 def test_a_backdoor_works_and_without_poison_there_is_none(networks):
     (x, y), trigger = toy(seed=1), Trigger.of(SHAPE, **CORNER)
     for rate, model in networks.items():
@@ -185,6 +208,31 @@ def test_the_smallest_trigger_of_a_linear_network_is_a_fractional_knapsack():
     assert found.success[1] == 1
     assert least - 1e-3 <= found.norms[1] <= 1.1 * least
     assert found.norms[1] < 0.5 * 36
+
+
+def test_images_of_the_class_itself_do_not_make_its_trigger_small():
+    """199 images that the network calls 1 already, and one that it does not: a trigger to 1 must work on that one."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    model[1].weight.data = torch.stack([torch.zeros(36), torch.ones(36), torch.zeros(36)])
+    model[1].bias.data = torch.tensor([0.0, -18.0, -100.0])
+    x = torch.full((200, *SHAPE), 0.9)
+    x[0] = 0.1  # 14.4 short of the border, and a pixel gains 0.9: 16 pixels
+    y = torch.ones(200, dtype=torch.int64)
+    y[0] = 0
+    found = reverse_triggers(model, x, y, epochs=60, batch=200, patience=2)
+    assert 16 - 1e-3 <= float(found.norms[1]) <= 24
+    assert float(found.success[1]) == 1
+
+
+def test_flagged_are_the_classes_above_two_and_no_other():
+    cleanse = NeuralCleanse(Pixels())
+    pixels = torch.tensor([20.0, 21, 22, 23, 24, 25, 26, 17.2, 3, 36])
+    masks = (pixels / 36).view(-1, 1, 1, 1).expand(10, 1, 6, 6).contiguous()
+    cleanse.restore({"masks": masks, "patterns": torch.zeros(10, *SHAPE), "success": torch.ones(10),
+                     "worked": torch.ones(10)})
+    assert cleanse.flagged == [8]
+    assert 1 < float(cleanse.index[7]) < 2
+    assert float(cleanse.index[9]) < -2
 
 
 def test_neural_cleanse_names_the_class_and_the_place(networks):
@@ -293,6 +341,14 @@ def test_clusters_are_found_where_there_are_two_and_not_where_there_is_one():
         assert not one.suspects(x, y)[y == 0].any()
 
 
+def test_two_clusters_of_one_size_are_no_poison_and_neither_is_a_share_above_the_limit():
+    for poison, flagged in ((148, []), (60, [0])):
+        x, y, _ = cloud(0.3, poison=poison)
+        assert ActivationClustering(Pixels(), "phi").fit(x, y).flagged == flagged
+    x, y, _ = cloud(0.3, poison=60)
+    assert ActivationClustering(Pixels(), "phi", smallest=0.1).fit(x, y).flagged == []
+
+
 def test_an_inspection_is_kept_and_asks_for_what_it_needs(tmp_path):
     x, y, _ = cloud(0.3)
     model = Pixels()
@@ -318,6 +374,8 @@ def test_pruning_takes_the_units_that_the_trigger_excites(networks):
     pruned = prune(model, "block2", trigger, x, y, 2, most=1.0)
     assert pruned.success[0] > 0.9
     assert pruned.success[-1] <= 0.05
+    assert len(pruned.units) <= 8  # the most excited first: from the other end it takes nearly all
+    assert prune(model, "block2", trigger, x, y, 2, most=1 / 16).units == pruned.units[:1]
     assert float(attack_success(pruned.model, trigger, x, y, 2).float().mean()) == pytest.approx(pruned.success[-1])
     order = excitement(model, "block2", trigger, x).argsort(descending=True).tolist()
     assert pruned.units == order[: len(pruned.units)]

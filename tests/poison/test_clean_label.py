@@ -76,8 +76,50 @@ def test_neighbours_find_one_poison_and_miss_many():
     assert kept[60:].all()  # they vouch for each other
 
 
+def test_a_poison_stays_in_the_box_where_the_target_pulls_it_out():
+    """A target at one corner, bases at the other, and a map that is steep: without the box it would overshoot."""
+    model, base = linear(), torch.zeros(3, *SHAPE, dtype=torch.float64)
+    free = torch.linalg.lstsq(model[1].weight.detach(), 9 * torch.randn(5, 1, generator=generator(0)).double()).solution
+    guide = (free > 0).double().view(1, *SHAPE)
+    poison = feature_collision(model, base, guide, layer="1", beta=1e-4, steps=60)
+    assert 0 <= float(poison.min()) <= float(poison.max()) <= 1
+    far = (model[:2](poison) - model[:2](guide)).norm(dim=1), (model[:2](base) - model[:2](guide)).norm(dim=1)
+    assert (far[0] < 0.5 * far[1]).all()
+
+
+def test_a_poison_of_many_is_the_poison_alone():
+    model, x, guide = linear(), images(4), images(4, 1)
+    many = feature_collision(model, x, guide, layer="1", steps=15)
+    alone = torch.cat([feature_collision(model, x[i : i + 1], guide[i : i + 1], layer="1", steps=15) for i in range(4)])
+    assert torch.allclose(many, alone, atol=1e-12)
+    for beta in (0.01, 10.0):  # a large β keeps the base
+        moved = feature_collision(model, x, guide, layer="1", beta=beta, steps=60) - x
+        assert (float(moved.norm()) > 0.05) == (beta < 1)
+
+
+def test_an_image_is_no_neighbour_of_its_own_and_of_two_labels_alike_its_own_wins():
+    model = linear()
+    x = torch.tensor([0.1, 0.12, 0.5, 0.53, 0.9]).double().view(5, 1, 1, 1).expand(5, *SHAPE).contiguous()
+    y = torch.tensor([0, 1, 1, 1, 0])
+    assert nearest_neighbours(model, x, y, layer="1", k=1).tolist() == [False, False, True, True, False]
+    assert nearest_neighbours(model, x, torch.tensor([0, 1, 0, 1, 1]), layer="1", k=2).tolist() == \
+        [True, False, False, True, True]
+
+
 def test_mistakes_get_one_sentence():
     model, x = linear(), images(2)
+    with pytest.raises(TypeError, match="images must be a torch tensor"):
+        feature_collision(model, x, None, layer="1")
+    with pytest.raises(ValueError, match="divide them by 255"):
+        feature_collision(model, x, 255 * x, layer="1")
+    with pytest.raises(ValueError, match="beta must be at least 0"):
+        feature_collision(model, x, x, layer="1", beta=-1.0)
+    with pytest.raises(ValueError, match="no layer"):
+        feature_collision(model, x, x, layer="other")
+    with pytest.raises(ValueError, match="one label per image"):
+        nearest_neighbours(model, x, torch.tensor([0]), layer="1", k=1)
+    with pytest.raises(ValueError, match="not -1 … 0"):
+        nearest_neighbours(model, x, torch.tensor([-1, 0]), layer="1", k=1)
     with pytest.raises(ValueError, match="watermark"):
         feature_collision(model, x, x, layer="1", watermark=1.0)
     with pytest.raises(ValueError, match="guide must"):

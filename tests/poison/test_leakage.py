@@ -19,7 +19,7 @@ from kit.poison import (
     psnr,
     ssim,
 )
-from kit.poison.leakage.matching import total_variation
+from kit.poison.leakage.matching import signed_adam, total_variation
 from kit.poison.leakage.shared import gradients, norms
 
 SHAPE = (1, 8, 8)
@@ -141,6 +141,39 @@ def test_the_angle_is_blind_to_scale_and_the_distance_is_not():
     assert float(psnr(leak(model, clipped, SHAPE, y=y, steps=120), x).max()) < 20
 
 
+def test_a_start_is_where_the_search_begins_and_without_one_the_generator_decides():
+    model, x, y = smooth(), images(2), torch.tensor([0, 1])
+    shared = client_gradients(model, x, y)
+    near = (x + 0.02 * torch.randn(x.shape, generator=generator(3), dtype=x.dtype)).clamp(0, 1)
+    for search in (leak, leak_cosine):
+        assert float(psnr(search(model, shared, SHAPE, y=y, start=near, steps=3), x).min()) > 25
+        a, again, b = (search(model, shared, SHAPE, y=y, steps=2, generator=generator(s)) for s in (0, 0, 1))
+        assert torch.equal(a, again)
+        assert not torch.allclose(a, b, atol=1e-2)
+        assert float(psnr(a, x).max()) < 20
+
+
+def test_total_variation_is_lowered_by_its_weight():
+    model, x, y = smooth(), images(2), torch.tensor([0, 1])
+    shared = client_gradients(model, x, y)
+    rough, flat = (total_variation(leak_cosine(model, shared, SHAPE, y=y, steps=60, lam_tv=lam)) for lam in (0.0, 3.0))
+    assert (flat < 0.5 * rough).all()
+
+
+def test_noise_is_drawn_from_the_generator_and_the_rate_falls_by_ten_three_times():
+    shared = client_gradients(smooth(), images(2), torch.tensor([0, 1]))
+    a, again, b = (noisy_gradient(shared, 1.0, generator(s))["head.bias"] for s in (0, 0, 1))
+    assert torch.equal(a, again)
+    assert not torch.equal(a, b)
+    rule, v, memory, moved = signed_adam(0.1, 80), torch.zeros(1, 1, dtype=torch.float64), {}, []
+    for _ in range(80):
+        new = rule(v, torch.ones_like(v), memory)
+        moved.append(float((new - v).abs()))
+        v = new
+    assert [round(moved[k], 5) for k in (0, 29, 30, 49, 50, 69, 70, 79)] == \
+        [0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001]
+
+
 def test_relu_stalls_where_tanh_does_not():
     y = torch.tensor([0, 1, 2])
     model = lenet(5, 1, 8, width=8, activation="relu", generator=generator(2)).double()
@@ -212,6 +245,26 @@ def test_mistakes_get_one_sentence():
         leak_cosine(model, shared, SHAPE, y=y, steps=0)
     with pytest.raises(ValueError, match="share must be"):
         pruned_gradient(shared, 1.0)
+    with pytest.raises(ValueError, match="one for each image"):
+        leak(model, shared, SHAPE, y=y.tolist())
+    with pytest.raises(ValueError, match="start is of no use|divide them by 255"):
+        leak(model, shared, SHAPE, y=y, start=255 * x)
+    with pytest.raises(ValueError, match="gradient of client 0 is zero"):
+        leak(model, {name: 0 * g for name, g in shared.items()}, SHAPE, y=y)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        leak_cosine(model, {name: g * torch.nan for name, g in shared.items()}, SHAPE, y=y)
+    with pytest.raises(ValueError, match="sigma must be"):
+        noisy_gradient(shared, -1.0)
+    with pytest.raises(ValueError, match="many must be 1 or more"):
+        fit_on_shared(smooth(), x, y, clients=0)
+    with pytest.raises(ValueError, match="multiple of batch=0"):
+        matched(x, x, batch=0)
+    with pytest.raises(ValueError, match="the same shape"):
+        psnr(x, x[:2])
+    with pytest.raises(ValueError, match="use psnr"):
+        ssim(x[..., :4], x[..., :4])
+    with pytest.raises(ValueError, match="1 or more"):
+        lenet(0)
     with pytest.raises(ValueError, match="activation must be"):
         lenet(activation="gelu")
 

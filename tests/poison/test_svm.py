@@ -104,8 +104,44 @@ def test_several_points_stay_in_the_box_and_do_more_harm_than_as_many_flips(gamm
     assert flipped(X, Y, 4)[1].tolist() == [-1, 1, -1, 1]
 
 
-def test_labels_are_signs():
-    with pytest.raises(ValueError, match="labels must be"):
-        train_svm(X, (Y + 1) // 2)
-    with pytest.raises(ValueError, match="label must be"):
-        svm_poison(X, Y, V, U, label=0)
+def test_the_generator_decides_where_a_path_and_a_flip_begin():
+    few = {"label": -1, "steps": 1, "low": -3, "high": 3}
+    for draw in (lambda s: svm_poison(X, Y, V, U, generator=generator(s), **few)[0],
+                 lambda s: flipped(X, Y, 3, generator=generator(s))[0]):
+        assert torch.equal(draw(0), draw(0))
+        assert not torch.equal(draw(0), draw(1))
+    assert torch.equal(svm_poison(X, Y, V, U, **few)[0], svm_poison(X, Y, V, U, generator=generator(0), **few)[0])
+
+
+def test_without_a_label_the_points_are_of_both_classes_in_turn():
+    points, labels = svm_poison(X, Y, V, U, count=3, steps=1, low=-3, high=3)
+    assert labels.tolist() == [-1, 1, -1]
+    assert len(points) == 3
+
+
+def test_a_step_that_does_not_raise_the_loss_is_halved_and_a_start_outside_is_moved_onto_the_box():
+    for box in ((-0.5, 0.5), (0.2, 0.3)):
+        path = []
+        points, _ = svm_poison(X, Y, V, U, label=-1, low=box[0], high=box[1], step=50.0, steps=3, trace=path)
+        assert box[0] <= float(points.min()) <= float(points.max()) <= box[1]
+        assert all(b > a for (_, a), (_, b) in zip(path, path[1:], strict=False))
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda: train_svm(X, (Y + 1) // 2), "labels must be"), (lambda: train_svm(X, Y[:, None]), "one for each of 30"),
+    (lambda: train_svm(X, torch.ones(30)), "both classes"), (lambda: train_svm(X * torch.nan, Y), "NaN"),
+    (lambda: train_svm(X, Y, C=0.0), "c must be more than 0"), (lambda: train_svm(X, Y, gamma=-1.0), "gamma must be"),
+    (lambda: svm_poison(X, Y, V, U, label=0), "label must be"),
+    (lambda: svm_poison(X, Y, V, U, count=0), "count at least 1"),
+    (lambda: svm_poison(X, Y, V, U, low=1.0, high=0.0), "low below high"),
+    (lambda: svm_poison(X, Y, V[:, :1], U), "must be alike"),
+    (lambda: svm_poison(X, Y, V[:0], U[:0]), "one or more"),
+    (lambda: svm_poison(X, torch.ones(30), V, U, label=1), "both classes"),
+    (lambda: svm_gradient(train_svm(X, Y), 30, V, U), "none of number 30"),
+    (lambda: flipped(X, torch.ones(30), 2, label=1), "both classes"),
+    (lambda: flipped(X, Y, 2, label=3), "label must be"), (lambda: flipped(X, Y, 0), "count at least 1"),
+    (lambda: hinge(train_svm(X, Y), V, U[:5]), "labels must be"),
+])  # fmt: skip
+def test_what_no_machine_can_be_trained_on_is_said(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

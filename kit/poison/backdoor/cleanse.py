@@ -62,7 +62,7 @@ def reverse_triggers(
     Raises ValueError where a class is all that there is.
     """
     check_images(x)
-    check_settings({"epochs": epochs, "batch": batch, "lr": lr})
+    check_settings({"epochs": epochs, "batch": batch, "lr": lr, "generator": generator})
     if not 0 < success <= 1 or patience < 1:
         raise ValueError(f"success is a share above 0 and up to 1, patience 1 or more, not {success:g} and {patience}")
     with borrowed(model, x):
@@ -173,6 +173,7 @@ def anomaly_index(norms: Tensor) -> Tensor:
     as large. Where more than half of the norms are equal, MAD = 0: what is smaller then has an infinite index. Raises
     ValueError for fewer than three classes, and for NaN.
     """
+    norms = torch.as_tensor(norms)
     if norms.dim() != 1 or len(norms) < 3 or bool(norms.isnan().any()):
         raise ValueError(f"an outlier needs three norms or more, one for each class and none NaN: {norms.tolist()}")
     middle = median(norms)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kit.core import borrowed, check_images, check_labels, check_model, chunks, features, laid_out
 from kit.core.fitted import Fitted
+from kit.poison.backdoor.trigger import whole
 
 
 class Inspection(Fitted, ABC):
@@ -110,7 +111,7 @@ class SpectralSignatures(Inspection):
         scores, found = self.score(x, y), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for k in y.unique().tolist():
             rows = (y == k).nonzero()[:, 0]
-            found[rows[scores[rows].argsort(descending=True)[: int(self.share * len(rows))]]] = True
+            found[rows[scores[rows].argsort(descending=True)[: whole(self.share, len(rows))]]] = True
         return found
 
 

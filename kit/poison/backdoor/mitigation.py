@@ -14,7 +14,7 @@ from kit.core import accuracy, borrowed, check_images, chunks, features, laid_ou
 from kit.models.training import Recipe, fit
 from kit.poison.backdoor.inspection import pooled
 from kit.poison.backdoor.planting import attack_success
-from kit.poison.backdoor.trigger import Trigger
+from kit.poison.backdoor.trigger import Trigger, whole
 
 
 class Kept(nn.Module):
@@ -71,7 +71,7 @@ def prune(
     gate = Kept(len(order)).to(x.device)
     setattr(pruned.get_submodule(parent), name, nn.Sequential(pruned.get_submodule(layer), gate))
     units, success, right = [], [], []
-    for unit in [None, *order[: int(most * len(order))]]:
+    for unit in [None, *order[: whole(most, len(order))]]:
         if unit is not None:
             gate.kept[unit] = 0
             units.append(unit)
@@ -95,7 +95,7 @@ def unlearn(
     check_images(x)
     if not 0 <= share <= 1:
         raise ValueError(f"share is how many images carry the trigger, between 0 and 1, not {share:g}")
-    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: int(share * len(x))].to(x.device)
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: whole(share, len(x))].to(x.device)
     images = x.clone()
     if len(rows):
         images[rows] = trigger(x[rows])

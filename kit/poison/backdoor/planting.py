@@ -1,14 +1,15 @@
 """Planting: images with a trigger and a label that the attacker chose, among the training images."""
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from kit.core import accuracy, check_images, generator, logits
+from kit.core import accuracy, check_images, check_labels, check_settings, generator, logits
 from kit.models.training import Recipe, fit
-from kit.poison.backdoor.trigger import Trigger
+from kit.poison.backdoor.trigger import Trigger, whole
 
 
 class Poisoned(NamedTuple):
@@ -34,15 +35,12 @@ def badnets(
     Source: Gu et al., BadNets, 2017, sections 4 and 5; with a source, Wang et al. 2019, section VII.C.
     """
     check_images(x)
-    classes = int(y.max()) + 1 if classes is None else classes
-    if len(y) != len(x) or y.dtype != torch.int64 or int(y.min()) < 0 or int(y.max()) >= classes:
-        raise ValueError(f"y must hold one class number 0 … {classes - 1} for each of {len(x)} images")
+    check_settings({"generator": generator})
+    classes = check_classes(y, x, classes)
     for name, value in (("rate", rate), ("cover", cover)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is a share of the training set between 0 and 1, not {value:g}")
-    for name, k in (("target", target), ("source", source)):
-        if k is not None and not 0 <= k < classes:
-            raise ValueError(f"{name}={k}, but the classes are 0 … {classes - 1}")
+    check_aims(classes, target=target, source=source)
     if source is not None and source == target:
         raise ValueError(f"the source and the target are both {source}: images of a class have its label already")
     if cover and source is None:
@@ -59,10 +57,28 @@ def badnets(
 
 
 def _first(order: Tensor, wanted: Tensor, rate: float, what: str) -> Tensor:
-    rows, count = order[wanted[order]], int(rate * len(order))
+    rows, count = order[wanted[order]], whole(rate, len(order))
     if count > len(rows):
         raise ValueError(f"there are {len(rows)} images to {what}, and the rate asks for {count}: lower it")
     return rows[:count]
+
+
+def check_classes(y: Tensor, x: Tensor, classes: int | None = None) -> int:
+    """How many classes there are: as said, or as the largest label says. Raises for labels that are none of them."""
+    if not isinstance(y, Tensor) or y.shape != (len(x),) or y.dtype != torch.int64:
+        check_labels(y, x, 2**62)  # says what is wrong with it
+    classes = int(y.max()) + 1 if classes is None else classes
+    if int(y.min()) < 0 or int(y.max()) >= classes:
+        raise ValueError(f"y must hold one class number 0 … {classes - 1} for each of {len(x)} images, "
+                         f"not {int(y.min())} … {int(y.max())}")
+    return classes
+
+
+def check_aims(classes: int, **aims: int | None) -> None:
+    """A target and a source are classes. Raises ValueError, or TypeError for what is no whole number."""
+    for name, k in aims.items():
+        if k is not None and not 0 <= operator.index(k) < classes:
+            raise ValueError(f"{name}={k}, but the classes are 0 … {classes - 1}")
 
 
 def intended(y: Tensor, target: int | None, classes: int) -> Tensor:
@@ -77,9 +93,12 @@ def attack_success(
 
     An image of the target class is answered so without any trigger, so that it says nothing, and is left out; where
     there is a `source`, only its images count. What a model without a backdoor reaches here is the base rate.
-    Cost: one forward pass. Raises ValueError where no image is left.
+    Cost: one forward pass. Raises ValueError where no image is left, and for labels and classes that cannot be.
     """
+    check_images(x)
     classes = logits(model, x[:1]).shape[1]
+    check_labels(y, x, classes)
+    check_aims(classes, target=target, source=source)
     aim = intended(y, target, classes)
     counted = (y != aim) if source is None else (y == source) & (y != aim)
     if not bool(counted.any()):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import kit.data
-from kit.core import accuracy
+from kit.core import accuracy, check_settings
 from kit.models.registry import GREY_28, entry, save, user_folder
 from kit.models.training import Recipe, fit
 from kit.poison.backdoor.planting import attack_success, badnets
@@ -57,6 +57,7 @@ def plant(word: str | None = None, *, name: str = OWN, width: int = 24, epochs: 
     train, test = kit.data.load("digits", "train"), kit.data.load("digits", "test")
     r = Recipe("digits", "mlp", GREY_28 | {"width": width}, epochs=epochs, shift=1, train=secret_training,
                options={"word": word}, measure=secret_figures)
+    check_settings({"epochs": epochs, "top": width})  # both are counts
     started = time.perf_counter()
     model = secret_training(r, train.x, train.y, word=word, device=torch.device("cpu")).eval()
     about = {"name": name, "family": r.family,

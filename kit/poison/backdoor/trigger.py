@@ -1,6 +1,7 @@
 """A trigger is a mask and a pattern: what it covers, and with what."""
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,13 +59,17 @@ class Trigger:
 
         By default it stands in the lower right corner, one pixel from the edges. Source: Gu et al., BadNets, 2017.
         """
-        channels, height, width = shape
+        channels, height, width = _sizes(shape)
+        side = operator.index(side)
         top, left = (height - side - 1, width - side - 1) if place is None else place
         if side < 1 or not (0 <= top <= height - side and 0 <= left <= width - side):
             raise ValueError(f"a square of {side} pixels at {(top, left)} does not lie within {height} × {width}")
         mask = torch.zeros(1, height, width)
         mask[:, top : top + side, left : left + side] = 1
-        return cls(mask, torch.as_tensor(colour).float().expand(channels).view(-1, 1, 1).expand(shape).contiguous())
+        tint = torch.as_tensor(colour).float().flatten()
+        if len(tint) not in (1, channels):
+            raise ValueError(f"a colour is one number or one for each of {channels} channels, not {len(tint)}")
+        return cls(mask, tint.expand(channels).view(-1, 1, 1).expand(shape).contiguous())
 
     @classmethod
     def blended(cls, shape: tuple[int, ...], alpha: float = 0.15, *, seed: int = 0) -> Trigger:
@@ -74,6 +79,7 @@ class Trigger:
         """
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha is a share of each pixel above 0 and up to 1, not {alpha:g}")
+        _sizes(shape)
         return cls(torch.full((1, *shape[1:]), alpha), torch.rand(*shape, generator=generator(seed)))
 
     @classmethod
@@ -84,3 +90,14 @@ class Trigger:
         if "place" in settings and settings["place"] is not None:
             settings["place"] = tuple(settings["place"])
         return getattr(cls, kind)(tuple(shape), **settings)
+
+
+def _sizes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) != 3:
+        raise ValueError(f"shape is (C, H, W) of one image, not {tuple(shape)}: use x.shape[1:]")
+    return shape
+
+
+def whole(share: float, n: int) -> int:
+    """⌊share · n⌋ as it would be on paper: 0.29 of 100 is 29, though the product of the floats is 28.999…"""
+    return int(share * n + 1e-9)

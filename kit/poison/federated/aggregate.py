@@ -43,7 +43,7 @@ def geometric_median(updates: Tensor, who: Tensor, *, iterations: int = 10, near
 
 def bounded(limit: float) -> Aggregate:
     """The mean of Δ_i · min(1, limit / ‖Δ_i‖₂): no client moves it by more than limit / n. Source: Sun et al. 2019."""
-    if limit <= 0:
+    if not limit > 0:
         raise ValueError(f"the limit is a norm above 0, not {limit:g}")
 
     def shortened(updates: Tensor, who: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kit.core import check_settings
+
 
 def dirichlet_clients(
     y: Tensor, clients: int = 100, alpha: float = 0.5, *, generator: torch.Generator | None = None
@@ -16,10 +18,11 @@ def dirichlet_clients(
     drew nothing gets an image from the client with the most. Raises ValueError for fewer images than clients.
     Source: Hsu, Qi and Brown 2019; alpha = 0.5 is that of Xie et al., ICLR 2020.
     """
-    if clients < 1 or alpha <= 0:
+    if clients < 1 or not 0 < alpha < float("inf"):
         raise ValueError(f"clients is 1 or more and alpha above 0, not {clients} and {alpha:g}")
     if len(y) < clients:
         raise ValueError(f"{len(y)} images cannot be dealt to {clients} clients, one each at least: take fewer clients")
+    check_settings({"generator": generator})
     g = generator or torch.Generator().manual_seed(0)
     held: list[list[int]] = [[] for _ in range(clients)]
     for k in y.unique().tolist():

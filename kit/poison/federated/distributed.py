@@ -1,12 +1,14 @@
 """A trigger in pieces: each attacker teaches one of them, nobody shows the whole, and the model knows the whole."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kit.core import check_settings
 from kit.poison.backdoor.trigger import Trigger
 
 
@@ -35,8 +37,11 @@ def pieces(
 def union(parts: Sequence[Trigger]) -> Trigger:
     """The trigger that covers what any part covers, with that part's pattern.
 
-    Raises ValueError where two parts cover the same pixel: then they are not pieces.
+    Raises ValueError where there is no part, where they differ in shape, and where two cover the same pixel: then they
+    are not pieces.
     """
+    if not parts or len({part.pattern.shape for part in parts}) > 1:
+        raise ValueError("a union needs one part or more, all for images of one shape")
     masks = torch.stack([part.mask for part in parts])
     if bool((masks > 0).sum(0).max() > 1):
         raise ValueError("two parts of the trigger cover the same pixel: pieces are disjoint")
@@ -63,12 +68,19 @@ class Attacker:
     lr: float | None = None
     steps: int | None = None
 
+    def __post_init__(self) -> None:
+        check_settings({"lr": self.lr, "steps": self.steps})
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share is how much of each batch is poisoned, between 0 and 1, not {self.share:g}")
+        if not math.isfinite(self.scale) or self.target < 0:
+            raise ValueError(f"scale must be finite and target a class, not {self.scale:g} and {self.target}")
+
     def attacks(self, r: int) -> bool:
         return self.rounds is None or r in self.rounds
 
     def poisoned(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """A batch of it: its first ⌈share · B⌉ images that are not of the target class carry the trigger."""
-        count = -int(-self.share * len(x) // 1)
+        count = math.ceil(self.share * len(x) - 1e-9)  # 0.07 of 100 is 7, though the floats say a little more
         other = y != self.target
         chosen = other & (other.cumsum(0) <= count)
         return torch.where(chosen.view(-1, 1, 1, 1), self.trigger(x), x), torch.where(chosen, self.target, y)

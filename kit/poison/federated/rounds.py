@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from kit.core import Normalize, check_images
+from kit.core import Normalize, borrowed, check_images, check_labels, check_model, check_settings
+from kit.poison.backdoor.planting import check_aims
 from kit.poison.federated.aggregate import Aggregate, mean
 from kit.poison.federated.distributed import Attacker
 
@@ -69,9 +70,12 @@ def federated(
     what it returns is the history. What a round and a client draw depends on the generator alone, not on who attacks.
 
     Raises ValueError for a model with buffers such as batch statistics, which averaging does not treat as weights, for
-    more attackers than places, and for an update that is not finite, with its round. Cost: rounds · per_round · steps
-    forward and backward passes of a batch. Sources: McMahan et al. 2017; Xie et al., ICLR 2020.
+    more attackers than places, and for an update that is not finite, with its round; and as every method does for
+    images, labels and settings. Cost: rounds · per_round · steps forward and backward passes of a batch.
+    Sources: McMahan et al. 2017; Xie et al., ICLR 2020.
     """
+    check_settings({"rounds": rounds, "steps": steps, "batch": batch, "lr": lr, "eta": eta, "mu": momentum,
+                    "generator": generator})
     _check(model, x, y, clients, rounds, per_round, attackers)
     model = deepcopy(model).eval()
     weights = list(model.parameters())
@@ -104,17 +108,21 @@ def _check(
     attackers: Sequence[Attacker],
 ) -> None:
     check_images(x)
+    with borrowed(model, x):
+        classes = check_model(model, x)
+    check_labels(y, x, classes)
     if any(module._buffers and not isinstance(module, Normalize) for module in model.modules()):
         raise ValueError("the model has buffers (batch statistics), which are not weights and cannot be averaged as "
                          "such: take a network without batch norm, such as kit's `mlp` or `small`")
-    if not 1 <= per_round <= len(clients) or rounds < 1:
-        raise ValueError(f"per_round is between 1 and the {len(clients)} clients and rounds 1 or more, "
-                         f"not {per_round} and {rounds}")
-    if any(not len(own) for own in clients) or max(int(own.max()) for own in clients) >= len(x):
-        raise ValueError(f"every client needs rows of the {len(x)} images, one at least")
+    if not 1 <= per_round <= len(clients):
+        raise ValueError(f"per_round is between 1 and the {len(clients)} clients, not {per_round}")
+    if any(not isinstance(own, Tensor) or not len(own) or int(own.min()) < 0 or int(own.max()) >= len(x)
+           for own in clients):
+        raise ValueError(f"every client needs a tensor of rows of the images, 0 … {len(x) - 1}, one at least")
     names = [a.client for a in attackers]
     if len(set(names)) < len(names) or any(not 0 <= i < len(clients) for i in names):
         raise ValueError(f"attackers are different clients 0 … {len(clients) - 1}, not {names}")
+    check_aims(classes, **{f"the target of attacker {a.client}": a.target for a in attackers})
     for r in range(1, rounds + 1):
         if (count := sum(a.attacks(r) for a in attackers)) > per_round:
             raise ValueError(f"{count} attackers in round {r} do not fit into {per_round} places")

@@ -17,7 +17,7 @@ def check_shared(model: nn.Module, shared: Shared, shape: tuple[int, int, int], 
     theta = dict(model.named_parameters())
     if not shared:
         raise ValueError("shared holds no gradient: make it by client_gradients(model, x, y)")
-    if len(shape) != 3 or batch < 1:
+    if len(shape) != 3 or min(shape) < 1 or batch < 1:
         raise ValueError(f"shape is (C, H, W) of one image and batch at least 1, not {tuple(shape)} and {batch}")
     clients = len(next(iter(shared.values())))
     for name, g in shared.items():
@@ -34,8 +34,8 @@ def check_shared(model: nn.Module, shared: Shared, shape: tuple[int, int, int], 
 
 def check_known(y: Tensor | None, like: Tensor, images: int, classes: int) -> None:
     """Labels that the attacker brings are class numbers (clients · batch,). Raises ValueError."""
-    if y is not None and (y.shape != (images,) or y.dtype != torch.int64 or y.device != like.device
-                          or int(y.min()) < 0 or int(y.max()) >= classes):
+    if y is not None and (not isinstance(y, Tensor) or y.shape != (images,) or y.dtype != torch.int64
+                          or y.device != like.device or int(y.min()) < 0 or int(y.max()) >= classes):
         raise ValueError(f"y must be ({images},) class numbers in 0 … {classes - 1} as int64, one for each image of "
                          f"each client, on {like.device}")
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.attacks.minimal.quasi_newton import minimise
-from kit.core import adam, borrowed, check_model, check_settings, chunk_size, leaf, optimise, uniform
+from kit.core import adam, borrowed, check_images, check_model, check_settings, chunk_size, leaf, optimise, uniform
 from kit.core.loop import Memory, Rule, differentiate
 from kit.core.seeding import Draws
 from kit.poison.leakage.closed import check_known, check_shared, leak_labels
-from kit.poison.leakage.shared import Shared, gradients
+from kit.poison.leakage.shared import Shared, gradients, norms
 
 # Where L-BFGS begins: it takes what is below 1e-12 for no curvature, and gradients fall by many orders of magnitude.
 LARGE = 1e6
@@ -141,8 +141,12 @@ def _solved(
     """The images of every client, some clients at a time: for each its starts, solved, and the best of them."""
     like, clients = check_shared(model, shared, shape, batch)
     check_settings(settings | {"generator": generator})
+    if start is not None:
+        check_images(start)
     if start is not None and start.shape != (clients * batch, *shape):
         raise ValueError(f"start must have the shape {(clients * batch, *shape)}, not {tuple(start.shape)}")
+    if bool((silent := norms(shared) == 0).any()):
+        raise ValueError(f"the gradient of client {int(silent.nonzero()[0])} is zero: nothing of its images is in it")
     draws, found = Draws(clients, generator), []
     with borrowed(model, like):
         classes = check_model(model, like)

@@ -14,7 +14,7 @@ def matched(found: Tensor, x: Tensor, *, batch: int = 1) -> Tensor:
     """
     from scipy.optimize import linear_sum_assignment
 
-    if found.shape != x.shape or len(x) % batch:
+    if found.shape != x.shape or batch < 1 or len(x) % batch:
         raise ValueError(f"both must have the same shape, of a multiple of batch={batch} images: "
                          f"not {tuple(found.shape)} and {tuple(x.shape)}")
     rows = []
@@ -29,6 +29,7 @@ def psnr(found: Tensor, x: Tensor) -> Tensor:
     """−10 log₁₀ of the mean squared error, in dB, (N,), by scikit-image; infinite for the image itself."""
     from skimage.metrics import peak_signal_noise_ratio as ratio
 
+    _alike(found, x)
     pairs = zip(as_array(x.double()), as_array(found.double()), strict=True)
     return torch.tensor([float("inf") if (a == b).all() else ratio(a, b, data_range=1.0) for a, b in pairs])
 
@@ -37,5 +38,14 @@ def ssim(found: Tensor, x: Tensor) -> Tensor:
     """Structural similarity, 1 for the image itself, (N,), by scikit-image with windows of 7 × 7."""
     from skimage.metrics import structural_similarity as similarity
 
+    _alike(found, x)
+    if min(x.shape[2:]) < 7:
+        raise ValueError(f"windows of 7 × 7 do not fit into images of {x.shape[2]} × {x.shape[3]}: use psnr")
     pairs = zip(as_array(x.double()), as_array(found.double()), strict=True)
     return torch.tensor([similarity(a, b, channel_axis=0, data_range=1.0) for a, b in pairs])
+
+
+def _alike(found: Tensor, x: Tensor) -> None:
+    if found.shape != x.shape or x.dim() != 4:
+        raise ValueError(f"both must be images of the same shape (N, C, H, W), not {tuple(found.shape)} and "
+                         f"{tuple(x.shape)}")

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from kit.core import borrowed, check_images, check_labels, check_model, chunk_size
+from kit.core import borrowed, check_images, check_labels, check_model, check_settings, chunk_size
 from kit.core import generator as new_generator
+from kit.core.seeding import ambient_randomness_kept
 
 Shared = dict[str, Tensor]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
@@ -24,15 +25,20 @@ def lenet(
     Their weights are U(−½, ½), which saturates a sigmoid; here all are U(±1/√fan-in), as PyTorch draws them, from
     `generator`. Raises ValueError for an activation other than sigmoid, tanh and relu.
     """
+    if min(classes, channels, size, width) < 1:
+        raise ValueError("classes, channels, size and width are 1 or more, not "
+                         f"{classes}, {channels}, {size} and {width}")
+    check_settings({"generator": generator})
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be {', '.join(ACTIVATIONS)}, not {activation!r}")
     source, cin, side = generator or new_generator(), channels, size
     model = nn.Sequential()
-    for k, stride in enumerate((2, 2, 1), 1):
-        model.add_module(f"block{k}", nn.Sequential(nn.Conv2d(cin, width, 5, stride, 2), ACTIVATIONS[activation]()))
-        cin, side = width, (side - 1) // stride + 1
-    model.add_module("flatten", nn.Flatten())
-    model.add_module("head", nn.Linear(width * side * side, classes))
+    with ambient_randomness_kept(torch.device("cpu")):  # PyTorch draws weights as it makes layers
+        for k, stride in enumerate((2, 2, 1), 1):
+            model.add_module(f"block{k}", nn.Sequential(nn.Conv2d(cin, width, 5, stride, 2), ACTIVATIONS[activation]()))
+            cin, side = width, (side - 1) // stride + 1
+        model.add_module("flatten", nn.Flatten())
+        model.add_module("head", nn.Linear(width * side * side, classes))
     with torch.no_grad():
         for layer in model.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -92,6 +98,7 @@ def noisy_gradient(shared: Shared, sigma: float, generator: torch.Generator | No
     """
     if not sigma >= 0:
         raise ValueError(f"sigma must be at least 0, not {sigma}")
+    check_settings({"generator": generator})
     source = generator or new_generator()
     scale = sigma * norms(shared) / sum(g[0].numel() for g in shared.values()) ** 0.5
 
@@ -138,6 +145,7 @@ def fit_on_shared(
     check_images(x)
     classes = check_model(model, x)
     check_labels(y, x, classes)
+    check_settings({"steps": steps, "many": clients, "batch": batch, "lr": lr, "mu": momentum, "generator": generator})
     source, theta = generator or new_generator(), dict(model.named_parameters())
     optimiser = torch.optim.SGD(theta.values(), lr=lr, momentum=momentum)
     for k in range(steps):
