@@ -147,7 +147,7 @@ class _Search:
         self.live = live[~((self.still[live] >= 2 * patience) & self.raised[live] & self.lowered[live])]
 
     def found(self, y: Tensor, success: float) -> Triggers:
-        """The kept triggers, tried once more on all images: a mask counts only if it works as it is returned."""
+        """The kept triggers, tried once more on all images: the epoch in which one worked ended with a step."""
         masks, patterns = opened(self.kept)
         shares = []
         for t, (m, pattern) in enumerate(zip(masks, patterns, strict=True)):
