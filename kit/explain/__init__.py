@@ -45,6 +45,17 @@ from kit.explain.metrics import (
 from kit.explain.rts import RTS
 from kit.explain.sanity import randomised, rank_correlation, ssim
 from kit.explain.tcav import TCAV, ConceptTest
+from kit.explain.uncertainty import (
+    answers,
+    entropies,
+    error_kept,
+    gaussian_nll,
+    mc_dropout,
+    noisy_logits_nll,
+    reliability,
+    temperature,
+    variances,
+)
 
 __all__ = [
     "gradient_times_input", "guided_backpropagation", "integrated_gradients", "occlusion", "saliency", "sensitivity",
@@ -63,4 +74,6 @@ __all__ = [
     "counterfactual", "mad",
     "Afi", "colour_basis", "ConceptTest", "deep_dream", "facets", "maximise", "multifaceted", "purity", "responses",
     "selectivity", "TCAV", "top_images", "Unit",
+    "answers", "entropies", "error_kept", "gaussian_nll", "mc_dropout", "noisy_logits_nll", "reliability",
+    "temperature", "variances",
 ]

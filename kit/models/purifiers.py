@@ -33,13 +33,32 @@ class UNet(nn.Module):
         for parameter in self.dx.parameters():
             nn.init.zeros_(parameter)  # training starts from the identity
 
-    def forward(self, x: Tensor) -> Tensor:
+    def maps(self, x: Tensor) -> Tensor:
         one = self.scale1(2 * x - 1)
         two = self.scale2(one)
         three = self.scale3(two)
         two = self.fuse2(self.concat2(self.up(three), two))
-        one = self.fuse1(self.concat1(self.up(two), one))
-        return self.add(x, self.dx(one))
+        return self.fuse1(self.concat1(self.up(two), one))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(x, self.dx(self.maps(x)))
+
+
+class Sensing(UNet):
+    """(N, 2, H, W): for each pixel a value μ and ln σ² of its noise, by the maps of a `UNet` with dropout of channels.
+
+    Dropout of probability p follows the smallest scale and the middle one on its way up, where the paper (Kendall &
+    Gal, 2017) has it in the deep half of its network.
+    """
+
+    def __init__(self, channels: int = 3, width: int = 8, p: float = 0.2, norm: bool = True):
+        super().__init__(channels, width, norm)
+        self.scale3.append(nn.Dropout2d(p))
+        self.fuse2.append(nn.Dropout2d(p))
+        self.dx = nn.Conv2d(width, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dx(self.maps(x))
 
 
 class Codec(nn.Module):
@@ -160,4 +179,4 @@ def _elus(widths: Sequence[int]) -> nn.Sequential:
 
 
 PURIFIERS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "codec": Codec, "autoencoder": AutoEncoder,
-                                              "capsules": Capsules}
+                                              "capsules": Capsules, "sensing": Sensing}

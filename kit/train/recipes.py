@@ -29,6 +29,7 @@ from kit.defend.deflect import deflection_figures, deflection_training
 from kit.defend.purify import codec_figures, codec_training, denoiser_figures, denoiser_training
 from kit.defend.smoothing import pixeldp_figures, smoothed_figures
 from kit.explain.rts import rts_figures, rts_training
+from kit.explain.uncertainty import sensing_figures, sensing_training
 from kit.fire.defences import rtsa_figures, rtsa_training
 from kit.models.registry import CATALOGUE
 from kit.models.training import Recipe, fit
@@ -213,6 +214,11 @@ HOW: dict[str, dict[str, Any]] = {
     # a classifier that draws what it saw, and is asked whether it saw that
     "deflect/digits": {"data": "digits", "epochs": 40, "shift": 1, "weight_decay": 1e-3,
                        "train": deflection_training, "measure": deflection_figures, "options": {"half": True}},
+    # five that read distances off a scene, and how noisy they are; two shapes they have never seen
+    **{f"sensing{k}/scenes": {"data": "scenes", "images": 1600, "epochs": 20, "batch": 32, "lr": 1e-2,
+                              "train": sensing_training, "measure": sensing_figures,
+                              "options": {"without": ["ring", "crescent"], "member": k - 1}}
+       for k in range(1, 6)},
     "rts/scenes-resnet": MASKS | {"data": "scenes", "images": 2400, "flip": True, "options": {
         "classifier": "scenes/resnet", "half": True}},
     "rts/scenes-vgg": MASKS | {"data": "scenes", "images": 2400, "flip": True, "options": {

@@ -1,0 +1,256 @@
+"""Two kinds of not knowing: what the sensor could not tell, and what the network has not learnt.
+
+Sensing (aleatoric) uncertainty is in the data and stays with more of them; modelling (epistemic) uncertainty is in the
+weights and goes. Both need several answers to the same images, (N, T, …): `mc_dropout` asks one network T times with
+parts of it left out, `answers` asks T networks, a deep ensemble. `entropies` splits what T classifiers do not know,
+`variances` what T regressions do not, and a *map* is nothing but that for each pixel of a network with a dense head.
+
+Sources: Kendall & Gal, "What uncertainties do we need in Bayesian deep learning for computer vision?" (NeurIPS 2017);
+Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using deep ensembles" (NeurIPS 2017);
+Guo et al., "On calibration of modern neural networks" (ICML 2017).
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kit.core import seeding
+from kit.core.checks import check_fits, check_images
+from kit.core.network import replace
+from kit.core.passes import borrowed, chunks, laid_out
+from kit.data.scenes import DARK_NOISE, LIGHT_NOISE, distances
+from kit.models.training import Recipe, fit
+
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+class Uncertainty(NamedTuple):
+    """What is not known (N, …), and its two parts: total = sensing + modelling."""
+
+    total: Tensor
+    sensing: Tensor
+    modelling: Tensor
+
+
+# --- several answers ------------------------------------------------------------------------------------------------
+
+
+def mc_dropout(
+    model: nn.Module, x: Tensor, *, passes: int = 50, generator: torch.Generator | None = None
+) -> Tensor:
+    """T answers (N, T, …) of one network to images (N, C, H, W), its dropouts at work and all else in evaluation mode.
+
+    Each image has its own draws, so that they do not depend on its batch. Layers of `nn.Dropout2d` leave out whole
+    channels. Raises ValueError for a network without dropout, or with one that leaves out all. Cost: T forward passes.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, DROPOUTS) and layer.p > 0}
+    if not layers:
+        raise ValueError("the network has no dropout (nn.Dropout, nn.Dropout2d with p > 0): train one that has, or ask "
+                         "an ensemble (answers)")
+    if any(layer.p >= 1 for layer in layers.values()):
+        raise ValueError("a dropout of p = 1 leaves nothing: let p lie below 1")
+    if passes < 1:
+        raise ValueError(f"passes={passes}: at least one answer is needed")
+    check_images(x)
+    check_fits(model, x)
+    draws, found = seeding.Draws(len(x), generator), []
+
+    def leaving_out(layer: Any, source: seeding.Draws) -> Any:
+        whole = not isinstance(layer, nn.Dropout)
+
+        def dropped(h: Tensor) -> Tensor:
+            u = seeding.uniform(h[(slice(None), slice(None), *[slice(0, 1)] * (h.dim() - 2))] if whole else h, source)
+            return h * (u >= layer.p) / (1 - layer.p)
+
+        return dropped
+
+    with borrowed(model, x), torch.no_grad():
+        for rows in chunks(x):
+            source = draws[rows]
+            with replace(model, {name: leaving_out(layer, source) for name, layer in layers.items()}):
+                found.append(torch.stack([model(laid_out(x[rows])) for _ in range(passes)], 1))
+    return torch.cat(found)
+
+
+def answers(models: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """The answers (N, T, …) of T networks to images (N, C, H, W), in evaluation mode. Cost: T forward passes.
+
+    Raises ValueError for no networks, or for networks that answer in different shapes.
+    """
+    check_images(x)
+    if not len(models):
+        raise ValueError("an ensemble has at least one network")
+    each = []
+    for model in models:
+        check_fits(model, x)
+        with borrowed(model, x), torch.no_grad():
+            each.append(torch.cat([model(laid_out(x[rows])) for rows in chunks(x)]))
+    if len({z.shape for z in each}) > 1:
+        raise ValueError("the networks answer in the shapes " + ", ".join(str(tuple(z.shape)) for z in each)
+                         + ": an ensemble answers one question")
+    return torch.stack(each, 1)
+
+
+# --- and what they leave open ---------------------------------------------------------------------------------------
+
+
+def entropies(p: Tensor) -> Uncertainty:
+    """H[p̄] = mean H[p_t] + I, in nats, from the probabilities (N, T, K, …) of T answers; results (N, …).
+
+    The mean entropy is what each answer leaves open by itself (sensing); the rest, the information I between the answer
+    and the class, is what they disagree about (modelling). Raises ValueError for what does not sum to 1 over K.
+    """
+    if p.dim() < 3 or bool((p < 0).any()) or not torch.allclose(p.sum(2), torch.ones_like(p.sum(2)), atol=1e-3):
+        raise ValueError("p must hold probabilities (N, T, K, …) that sum to 1 over K: use logits.softmax(2)")
+    total, sensing = entropy(p.mean(1), 1), entropy(p, 2).mean(1)
+    return Uncertainty(total, sensing, (total - sensing).clamp_min(0))
+
+
+def entropy(p: Tensor, dim: int = -1) -> Tensor:
+    """−Σ p ln p over `dim`, in nats, with 0 ln 0 = 0."""
+    return torch.special.entr(p).sum(dim)
+
+
+def variances(mu: Tensor, s: Tensor) -> Uncertainty:
+    """Var = mean σ² + var μ, from T answers μ and s = ln σ² (N, T, …), in the square of their unit; results (N, …).
+
+    The variance of the means is over T, not T − 1: that of the mixture. Raises ValueError for other shapes.
+    """
+    if mu.shape != s.shape or mu.dim() < 2:
+        raise ValueError(f"μ and s have one shape (N, T, …), not {tuple(mu.shape)} and {tuple(s.shape)}")
+    sensing, modelling = s.exp().mean(1), mu.var(1, unbiased=False)
+    return Uncertainty(sensing + modelling, sensing, modelling)
+
+
+# --- losses under which a network says how much it does not know ----------------------------------------------------
+
+
+def gaussian_nll(mu: Tensor, s: Tensor, y: Tensor) -> Tensor:
+    """½ e^{−s} (y − μ)² + ½ s for s = ln σ², elementwise: −ln N(y; μ, σ²) without its constant.
+
+    At its minimum σ² is the mean squared error. The gradient of μ is (μ − y) / σ²: where σ has grown, μ learns slowly.
+    """
+    return 0.5 * (-s).exp() * (y - mu).square() + 0.5 * s
+
+
+def noisy_logits_nll(
+    z: Tensor, s: Tensor, y: Tensor, *, draws: int = 50, generator: torch.Generator | None = None
+) -> Tensor:
+    """−ln (1/T) Σ_t softmax(z + σ ⊙ ε_t)_y (N, …), ε_t ~ N(0, I), from logits z and s = ln σ² (N, K, …), labels (N, …).
+
+    The mean is over probabilities. A mean of losses would be least at σ = 0, since cross-entropy is convex in z.
+    """
+    source = generator or seeding.generator()
+    noise = torch.randn((draws, *z.shape), generator=source, device=source.device, dtype=z.dtype).to(z.device)
+    log_p = (z + (0.5 * s).exp() * noise).log_softmax(2)
+    chosen = log_p.gather(2, y[None, :, None].expand(draws, -1, -1, *y.shape[1:])).squeeze(2)
+    return math.log(draws) - chosen.logsumexp(0)
+
+
+# --- does the number mean what it says? -----------------------------------------------------------------------------
+
+
+class Reliability(NamedTuple):
+    """For each bin of confidence: the share of answers in it, their mean confidence, and how many of them are right."""
+
+    share: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error Σ share · |accuracy − confidence|."""
+        return float((self.share * (self.accuracy - self.confidence).abs()).nansum())
+
+
+def reliability(p: Tensor, y: Tensor, bins: int = 15) -> Reliability:
+    """Confidence against accuracy in equal bins (lo, hi] of the largest of the probabilities p (N, K), labels y (N,).
+
+    An empty bin has share 0 and NaN. The error is biased upwards for few answers, since chance alone moves a bin.
+    """
+    if p.dim() != 2 or len(p) != len(y) or not len(p):
+        raise ValueError(f"one label is needed for each row of p (N, K), which is {tuple(p.shape)} for {len(y)} labels")
+    if bins < 1:
+        raise ValueError(f"bins={bins}: at least one is needed")
+    sure, answer = p.double().max(1)
+    place = (sure * bins).ceil().long().clamp(1, bins) - 1
+    number = torch.zeros(bins, dtype=torch.float64, device=p.device).index_add_(0, place, torch.ones_like(sure))
+    means = [torch.zeros_like(number).index_add_(0, place, v.double()) / number for v in (sure, answer == y)]
+    return Reliability(number / len(p), *means)
+
+
+def temperature(z: Tensor, y: Tensor) -> float:
+    """T > 0 that minimises the mean cross-entropy of softmax(z / T), on logits (N, K) and labels (N,) kept for it.
+
+    A golden-section search over ln T in [ln 0.05, ln 20]: the loss is convex in 1 / T, so that it has one minimum.
+    """
+    z = z.double()
+    low, high, ratio = math.log(0.05), math.log(20.0), (math.sqrt(5) - 1) / 2
+
+    def loss(log_t: float) -> float:
+        return float(F.cross_entropy(z / math.exp(log_t), y))
+
+    a, b = high - ratio * (high - low), low + ratio * (high - low)
+    at_a, at_b = loss(a), loss(b)
+    while high - low > 1e-5:
+        if at_a < at_b:
+            high, b, at_b = b, a, at_a
+            a = high - ratio * (high - low)
+            at_a = loss(a)
+        else:
+            low, a, at_a = a, b, at_b
+            b = low + ratio * (high - low)
+            at_b = loss(b)
+    return math.exp((low + high) / 2)
+
+
+def error_kept(error: Tensor, uncertainty: Tensor, keep: Sequence[float]) -> Tensor:
+    """The mean error of the `keep` least uncertain shares, one number each: falling as less is kept, if it knows."""
+    order = error.flatten()[uncertainty.flatten().argsort(stable=True)].double()
+    if order.numel() == 0 or any(not 0 < share <= 1 for share in keep):
+        raise ValueError("keep holds shares above 0 and up to 1, of at least one error")
+    means = order.cumsum(0) / torch.arange(1, order.numel() + 1, device=order.device)
+    return means[[max(1, round(share * order.numel())) - 1 for share in keep]]
+
+
+# --- the network of the chapter -------------------------------------------------------------------------------------
+
+
+def sensing_training(
+    r: Recipe, x: Tensor, y: Tensor, *, without: Sequence[str] = (), member: int = 0, seed: int = 0, **how: Any
+) -> nn.Module:
+    """min E[½ e^{−s} (d + σ ε − μ)² + ½ s]: a network that reads distances d off a scene, and how noisy they are.
+
+    It sees, as the range finder of `kit.data.scenes.distances` does, one noisy measurement for each pixel of `len(x)`
+    scenes, of which those of the shapes `without` are left out. It knows neither d nor σ. The members of an ensemble
+    see the same measurements, and begin with other weights. Cost: a step of training.
+    """
+    import kit.data
+
+    data = kit.data.load("scenes", "train", n=len(x), seed=seed)
+    data = data[~torch.isin(data.y, torch.tensor([data.classes.index(shape) for shape in without]))]
+    d, sigma = distances(data)
+    measured = d + seeding.normal(d, seeding.generator(seed)) * sigma
+
+    def loss(model: nn.Module, xb: Tensor, yb: Tensor, generator: torch.Generator) -> Tensor:
+        mu, s = model(xb).float().unbind(1)
+        return gaussian_nll(mu, s, yb).mean()
+
+    return fit(r, data.x, measured, loss=loss, seed=seed + member, **how)
+
+
+def sensing_figures(r: Recipe, network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    """For the manifest: the share of pixels whose distance is read to 0.2 ("accuracy"), the root mean squared error of
+    μ, and the mean σ̂ on light and on dark surfaces."""
+    import kit.data
+
+    d, sigma = distances(data := kit.data.load("scenes", "test", n=len(x)))
+    mu, s = answers([network], data.x)[:, 0].unbind(1)
+    guessed = (0.5 * s).exp()
+    return {"accuracy": float(((mu - d).abs() < 0.2).float().mean()), "rmse": float((mu - d).square().mean().sqrt()),
+            "light": float(guessed[sigma == LIGHT_NOISE].mean()), "dark": float(guessed[sigma == DARK_NOISE].mean())}
