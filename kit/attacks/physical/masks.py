@@ -17,7 +17,10 @@ LETTERS: dict[str, list[tuple[float, float, float, float]]] = {
     "H": [(0, 0, 0, 3), (2, 0, 2, 3), (0, 1.5, 2, 1.5)],
     "A": [(0, 3, 1, 0), (1, 0, 2, 3), (0.4, 2, 1.6, 2)],
     "T": [(0, 0, 2, 0), (1, 0, 1, 3)],
+    "S": [(2, 0, 0, 0), (0, 0, 0, 1.5), (0, 1.5, 2, 1.5), (2, 1.5, 2, 3), (2, 3, 0, 3)],
+    "P": [(0, 3, 0, 0), (0, 0, 2, 0), (2, 0, 2, 1.6), (2, 1.6, 0, 1.6)],
 }
+TURN = [(-0.3, 0.5, -0.3, -0.1), (-0.3, -0.1, 0.35, -0.1), (0.1, -0.4, 0.4, -0.1), (0.4, -0.1, 0.1, 0.2)]
 
 
 def frame(size: int) -> tuple[Tensor, Tensor]:
@@ -33,8 +36,8 @@ def face(size: int, radius: float = 0.8, sides: int = 0) -> Tensor:
     if sides == 0:
         return _mask(x.square() + y.square() <= radius**2)
     sector = 2 * math.pi / sides
-    turn = torch.remainder(torch.atan2(x, y) + sector / 2, sector) - sector / 2
-    return _mask(torch.hypot(x, y) * turn.cos() <= radius * math.cos(sector / 2))
+    angle = torch.remainder(torch.atan2(x, y) + sector / 2, sector) - sector / 2
+    return _mask(torch.hypot(x, y) * angle.cos() <= radius * math.cos(sector / 2))
 
 
 def bars(size: int, radius: float = 0.8) -> Tensor:
@@ -57,15 +60,20 @@ def graffiti(size: int, radius: float = 0.8, words: tuple[str, str] = ("LOVE", "
     if unknown := sorted(set("".join(words)) - set(LETTERS)):
         raise ValueError(f"there is no letter {unknown[0]!r}: there are {', '.join(sorted(LETTERS))}")
     x, y = (v / radius for v in frame(size))
-    near = torch.full_like(x, torch.inf)
+    strokes = []
     for word, top in zip(words, (-0.56, 0.14), strict=True):
         step = 1.4 / len(word)
         for i, letter in enumerate(word):
             left, wide = -0.7 + (i + 0.2) * step, 0.3 * step
             for a, b, c, d in LETTERS[letter]:
-                line = (left + a * wide, top + b * 0.14, left + c * wide, top + d * 0.14)
-                near = torch.minimum(near, _to_line(x, y, *line))
-    return _mask(near <= thick)
+                strokes.append((left + a * wide, top + b * 0.14, left + c * wide, top + d * 0.14))
+    return _mask(_to_lines(x, y, strokes) <= thick)
+
+
+def turn(size: int, radius: float = 0.8, thick: float = 0.12) -> Tensor:
+    """The bent arrow of a sign that tells to turn right."""
+    x, y = (v / radius for v in frame(size))
+    return _mask(_to_lines(x, y, TURN) <= thick)
 
 
 def glasses(size: int, thick: float = 0.12) -> Tensor:
@@ -79,11 +87,14 @@ def glasses(size: int, thick: float = 0.12) -> Tensor:
     return _mask(rims | bridge | temples)
 
 
-def _to_line(x: Tensor, y: Tensor, x0: float, y0: float, x1: float, y1: float) -> Tensor:
-    """The distance from a line that ends at (x0, y0) and (x1, y1)."""
-    dx, dy = x1 - x0, y1 - y0
-    along = (((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy)).clamp(0, 1)
-    return torch.hypot(x - x0 - along * dx, y - y0 - along * dy)
+def _to_lines(x: Tensor, y: Tensor, strokes: list[tuple[float, float, float, float]]) -> Tensor:
+    """The distance from the nearest of lines that end at (x0, y0) and (x1, y1)."""
+    near = torch.full_like(x, torch.inf)
+    for x0, y0, x1, y1 in strokes:
+        dx, dy = x1 - x0, y1 - y0
+        along = (((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy)).clamp(0, 1)
+        near = torch.minimum(near, torch.hypot(x - x0 - along * dx, y - y0 - along * dy))
+    return near
 
 
 def _mask(inside: Tensor) -> Tensor:

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from kit.attacks.physical import bars, face, glasses, graffiti, squares
+from kit.attacks.physical import bars, face, glasses, graffiti, squares, turn
 
 
-@pytest.mark.parametrize("draw", [bars, squares, graffiti])
+@pytest.mark.parametrize("draw", [bars, squares, graffiti, turn])
 def test_what_is_stuck_on_lies_on_the_sign_and_leaves_most_of_it(draw):
     sign, sticker = face(64), draw(64)
     assert sticker.shape == (1, 1, 64, 64)
@@ -27,7 +27,7 @@ def test_faces_have_the_area_of_their_shape():
 
 
 def test_masks_are_the_same_thing_at_every_size():
-    for draw in (face, bars, squares, graffiti, glasses):
+    for draw in (face, bars, squares, graffiti, glasses, turn):
         assert float(draw(256).mean()) == pytest.approx(float(draw(64).mean()), rel=0.25)
 
 
