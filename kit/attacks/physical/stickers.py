@@ -115,8 +115,8 @@ def masked_attack(
         min_δ  mean_i E_T[ℓ(f(T(x_i + W_i(M·δ))), target)] + λ ‖M·δ‖_p + λ_print mean_i NPS(x_i + M·δ)
 
     (with −ℓ(·, y) where there is no target). The norm is not squared; NPS is that of the printed colours inside the
-    mask, in the `inks` (K, C) of `palette` where None are given, and needs photographs of the mask's size, without
-    frames. (The authors' code: λ = 0.02, Adam 0.1, 300 steps or more, λ_print = 0.)
+    mask, in the `inks` (K, C), or those of `palette`. (The authors' code: λ = 0.02, Adam 0.1, 300 steps or more, and
+    λ_print = 0.)
     Cost: `steps` times `batch` forward and backward passes, and the views'.
     Source: Eykholt et al., Robust physical-world attacks on deep learning visual classification, CVPR 2018, equation 3.
     """
@@ -126,14 +126,13 @@ def masked_attack(
     if frames is None and mask.shape[2:] != x.shape[2:]:
         raise ValueError(f"the mask has {tuple(mask.shape[2:])} pixels and the photographs {tuple(x.shape[2:])}: "
                          "give frames, or a mask of their size")
-    if lam_print and frames is not None:
-        raise ValueError("lam_print needs the photographs in the sticker's own frame: leave out frames")
     inks, mask, size = palette(x.shape[1]) if inks is None else inks, mask.to(x), ball(norm, 1.0).norm
+    covers = (laid(mask, frames, x) > 0.5).expand(len(x), -1, -1, -1)
 
     def penalty(delta: Tensor, rows: Tensor) -> Tensor:
         cost = lam * size(mask * delta)[0] if lam else delta.new_zeros(())
         if lam_print:
-            cost = cost + lam_print * printability(stick(x[rows], delta, mask), inks, mask).mean()
+            cost = cost + lam_print * printability(put(delta, rows), inks, covers[rows]).mean()
         return cost
 
     def put(delta: Tensor, rows: Tensor) -> Tensor:
