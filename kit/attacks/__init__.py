@@ -15,6 +15,7 @@ from kit.attacks.minimal import (
     next_class,
     success_curve,
 )
+from kit.attacks.physical import Anywhere, Camera, masked_attack, paste, patch, printability, stick
 from kit.attacks.scores import (
     autozoom,
     difference_of_means,
@@ -35,10 +36,10 @@ from kit.attacks.spatial import stadv
 from kit.attacks.transfer import ata, dim, ni_fgsm, si_ni_ti_dim, sim, tap, tap_ata, tim
 
 __all__ = [
-    "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "autozoom", "bim", "boundary", "cw", "deepfool",
+    "Anywhere", "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "autozoom", "bim", "boundary", "Camera", "cw", "deepfool",
     "difference_of_means", "dim", "distance", "ead", "feature_adversary", "fgm", "fgsm", "finite_difference",
-    "hopskipjump", "jsma", "LabelOnly", "lbfgs", "least_likely", "mi_fgsm", "nes", "next_class", "ni_fgsm",
-    "opt_attack", "pgd", "random_perturbation", "si_ni_ti_dim", "sign_opt", "sim", "simba", "spsa", "square", "stadv",
-    "success_curve", "tap", "tap_ata", "tim", "train_transformation", "Transformation", "zo_adamm", "zo_admm", "zo_ngd",
-    "zo_sign_sgd", "zo_svrg", "zoo",
+    "hopskipjump", "jsma", "LabelOnly", "lbfgs", "least_likely", "masked_attack", "mi_fgsm", "nes", "next_class",
+    "ni_fgsm", "opt_attack", "paste", "patch", "pgd", "printability", "random_perturbation", "si_ni_ti_dim", "sign_opt",
+    "sim", "simba", "spsa", "square", "stadv", "stick", "success_curve", "tap", "tap_ata", "tim",
+    "train_transformation", "Transformation", "zo_adamm", "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo",
 ]

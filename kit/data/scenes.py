@@ -100,6 +100,29 @@ def distances(data: Data) -> tuple[Tensor, Tensor]:
     return d, torch.where(dark, DARK_NOISE, LIGHT_NOISE)
 
 
+def outline(shape: str, size: int) -> Tensor:
+    """The places of a shape in its own frame, [−1, 1]², (size, size) bool. Raises ValueError for an unknown shape."""
+    if shape not in SHAPES:
+        raise ValueError(f"no shape {shape!r}: there are {', '.join(SHAPES)}")
+    axis = (torch.arange(size) + 0.5) * 2 / size - 1
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return _SHAPES[SHAPES.index(shape)](x, y) <= 0
+
+
+def frames(data: Data, near: bool = False) -> Tensor:
+    """For each scene the map (N, 2, 3) from its places, [−1, 1]² from edge to edge, to those of its object's frame, as
+    torch's `affine_grid` takes it: what is drawn in that frame can be laid onto the object. `near` as in `scenes`."""
+    assert data.concepts is not None
+    f, size = data.concepts, data.x.shape[-1]
+    middle, scale = torch.stack([f["centre_x"], f["centre_y"]], 1), f["scale"]
+    if near:
+        corner = (middle * size + size / 2).round().clamp(0, size)
+        middle, scale = ((middle + 1) * size - corner) * 2 / size - 1, 2 * scale
+    c, s = torch.cos(f["rotation"]) / scale, torch.sin(f["rotation"]) / scale
+    back = torch.stack([torch.stack([c, s], 1), torch.stack([-s, c], 1)], 1)
+    return torch.cat([back, -back @ middle[:, :, None]], 2)
+
+
 # --- random numbers that depend on (seed, index, slot) only ---------------------------------------------------------
 
 

@@ -101,6 +101,7 @@ CATALOGUE: dict[str, Network] = {
     "planted/background": Network("resnet", COLOUR_32 | {"classes": 5, "width": 8}),
     "planted/texture": Network("resnet", COLOUR_32 | {"classes": 4, "width": 8}),
     "planted/shape": Network("resnet", COLOUR_32 | {"width": 8}),
+    "gtsrb/resnet": Network("resnet", COLOUR_32 | {"classes": 43, "width": 10}),
 }
 
 

@@ -253,6 +253,8 @@ HOW: dict[str, dict[str, Any]] = {
     "planted/shape": {
         "data": "scenes", "images": 3750, "epochs": 10, "shift": 1, "flip": True, "train": fit_planted,
         "measure": planted_accuracy, "options": {"factor": "shape"}},
+    # real traffic signs, for what is stuck onto them
+    "gtsrb/resnet": {"data": "gtsrb", "epochs": 30, "shift": 3},
 }
 
 RECIPES: dict[str, Recipe] = {

@@ -82,6 +82,7 @@ OTHERS = {
     **dict.fromkeys(("nearest_neighbours", "reverse_triggers", "federated", "fit_on_shared"),
                     "of a set of images; test_poison_contracts.py"),
     "client_gradients": "a row for each client, of the model's weights; test_poison_contracts.py",
+    "masked_attack": "one sticker for all photographs; its own tests", "patch": "as masked_attack",
     "image_game": "one image, and it returns a game", "masking": "shares of a batch; its own tests",
 }
 

@@ -152,3 +152,17 @@ def test_splits_differ_and_options_reach_the_renderer():
     flat = {t.numpy().tobytes() for t in a.x} & {t.numpy().tobytes() for t in b.x}
     assert not flat
     assert kit.data.load("scenes", n=12, size=48, spurious=1.0).x.shape == (12, 3, 48, 48)
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_frames_lay_an_outline_onto_its_object(near):
+    """The outline, drawn in the object's own frame and laid by `frames`, is the mask of the scene."""
+    data = scenes(40, size=64, seed=3, near=near)
+    grid = F.affine_grid(kit.data.frames(data, near), [40, 1, 64, 64], align_corners=False)
+    shapes = torch.stack([kit.data.outline(SHAPES[k], 256) for k in data.y])[:, None].float()
+    laid = F.grid_sample(shapes, grid, align_corners=False)[:, 0] > 0.5
+    assert (laid == data.mask).float().mean((1, 2)).min() > 0.97
+    both = (laid & data.mask).flatten(1).sum(1) / (laid | data.mask).flatten(1).sum(1)
+    assert both.min() > 0.85
+    with pytest.raises(ValueError, match="no shape 'octagon'"):
+        kit.data.outline("octagon", 8)
