@@ -156,16 +156,17 @@ def uap(
         if f([x_i + δ]) = ŷ_i:   r ← DeepFool(x_i + δ),   δ ← Π(δ + r)
 
     in a new order in each round, until the share `enough` of the images is fooled. A walk of DeepFool (l2, `steps`
-    steps, `top` classes) that has not crossed the boundary by its last step but one is left out, as in the original.
+    steps, `top` classes) knows no box, and one that has not crossed the boundary by its last step but one is left out,
+    both as in the original; which images are fooled is asked of [x_i + δ].
     Cost, image by image: one forward pass, and for one that is not fooled up to 2 · `steps` forward and
     `steps` · (top − 1) backward passes; per round one forward pass of all.
     Source: Moosavi-Dezfooli et al., Universal adversarial perturbations, CVPR 2017, algorithm 1; constants of its code.
     """
     def walk(live: Live) -> Tensor | None:
+        live.v = live.x
         for _ in range(max(1, steps - 1)):
-            v = leaf(live.v)
-            r = to_the_nearest_plane(live, v, "l2", top and top - 1)
-            live.v = (v + (1 + overshoot) * r).detach()
+            r = to_the_nearest_plane(live, leaf(live.v), "l2", top and top - 1)
+            live.v = (live.v + (1 + overshoot) * r).detach()
             with torch.no_grad():
                 if bool(live.goal.reached(live.ask(live.v))):
                     return live.v - live.x
@@ -190,7 +191,7 @@ def targeted_uap(
     """
     def push(live: Live) -> Tensor:
         v = leaf(live.x)
-        g = live.grad(live.goal.gain(live.ask(v)), v)
+        g = live.grad(live.goal.gain(live.ask(in_box(v))), v)
         return ball(norm, eps).step(torch.zeros_like(g), g, eps / 10 if step is None else step)
 
     return _in_turn(model, x, target, push, eps=eps, norm=norm, rounds=rounds, enough=enough, generator=generator,
@@ -205,17 +206,16 @@ def _in_turn(
     eps = _checked(x, norm, eps, rounds=rounds, generator=generator, **settings)
     if not 0 < enough <= 1:
         raise ValueError(f"enough is a share of the images, in (0, 1], not {enough!r}")
-    x, source, boxed = x.detach(), alike(generator), InBox(model)
+    x, source = x.detach(), alike(generator)
     with borrowed(model, x):
         goal = _goal(model, x, target)
         delta = torch.zeros_like(x[:1])
         for _ in range(rounds):
             for row in torch.randperm(len(x), generator=source, device=source.device).to(x.device).split(1):
                 with asking(model, row):
-                    live = Live(boxed, x[row] + delta, goal[row])
-                    live.v = live.x
+                    live = Live(model, x[row] + delta, goal[row])
                     with torch.no_grad():
-                        there = bool(live.goal.reached(live.ask(live.v)))
+                        there = bool(live.goal.reached(live.ask(shifted(x[row], delta))))
                     r = None if there else push(live)
                 if r is not None:
                     delta = _within(delta + r, norm, eps)
@@ -230,17 +230,6 @@ def _in_turn(
 def in_box(v: Tensor) -> Tensor:
     """v cut to [0, 1]; gradients pass as if it were not cut, so that δ is learnt where an image is saturated, too."""
     return v + (v.detach().clamp(0, 1) - v.detach())
-
-
-class InBox(nn.Module):
-    """The model behind `in_box`."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, v: Tensor) -> Tensor:
-        return self.model(in_box(v))
 
 
 def _goal(model: nn.Module, x: Tensor, target: int | None) -> Goal:

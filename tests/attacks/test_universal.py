@@ -105,7 +105,7 @@ def test_what_is_learnt_where_images_are_saturated_stays(case, attack, norm):
     model = pair(w, -float(f.max()) - 0.1)  # all have the answer 0
     delta = attack(model, x, eps=EPS[norm], norm=norm, generator=generator(2)).flatten()
     if norm == "l2":
-        assert torch.allclose(delta, best("l2", w, EPS["l2"]).flatten(), atol=1e-9)
+        assert float(nn.functional.cosine_similarity(delta, w, dim=0)) == pytest.approx(1)
     assert torch.equal(delta.sign(), w.sign())
     seen = shifted(x, delta.view(1, 3, 6, 6))
     assert seen.min() >= 0
@@ -128,8 +128,8 @@ def test_the_cap_takes_the_word_from_images_that_are_fooled_as_well_as_is_wanted
     universal(model, both, eps=0.1, beta=0.5, steps=30, trace=trace)
     assert trace.values.shape == (30, 1)
     assert trace.images.shape == (30, 1, 3, 6, 6)
-    mean = nn.functional.cross_entropy(model(both), torch.tensor([0, 1]), reduction="none").clamp(max=0.5).mean()
-    assert float(trace.values[0]) == pytest.approx(float(mean))
+    before = nn.functional.cross_entropy(logits(model, both), torch.tensor([0, 1]), reduction="none")
+    assert float(trace.values[0]) == pytest.approx(float(before.clamp(max=0.5).mean()))
     assert float(trace.values.max()) <= 0.5
 
 
@@ -140,7 +140,7 @@ def test_one_for_several_networks(case):
     for v in (w, other):
         f = x.flatten(1) @ v
         models.append(pair(v, -float(f.max()) - 0.1))
-    eps = 1.6 * max(float((0.1 + f.max() - f.min()) / v.norm(1)) for v in (w, other) for f in [x.flatten(1) @ v])
+    eps = 2 * max(float((0.1 + f.max() - f.min()) / v.norm(1)) for v in (w, other) for f in [x.flatten(1) @ v])
     alone, both = universal(models[0], x, eps=eps), universal(models, x, eps=eps)
     assert rate(models[0], x, alone) == 1
     assert rate(models[1], x, alone) < 0.3
@@ -153,6 +153,7 @@ def test_through_transformations(case):
     x = (x + x.flip(3)) / 2
     w = w.view(3, 6, 6)
     w = ((w + w.flip(2)) / 2 + 2 * (w - w.flip(2))).flatten()  # mostly what symmetric images do not show
+    w = w / 20  # so that no loss is flat
     f = x.flatten(1) @ w
     model = pair(w, -float(f.max()) - 0.05)
     eps = 1.5 * float((f.max() - f.min() + 0.05) / ((w.view(3, 6, 6) + w.view(3, 6, 6).flip(2)) / 2).norm(1))
@@ -162,7 +163,7 @@ def test_through_transformations(case):
         return torch.where(turned.view(-1, 1, 1, 1), v.flip(3), v)
 
     plain = universal(model, x, eps=eps)
-    through = universal(model, x, eps=eps, transform=mirror, steps=300, generator=generator(4))
+    through = universal(model, x, eps=eps, transform=mirror, beta=0.75, steps=300, generator=generator(4))
     y = logits(model, x).argmax(1)
     assert rate(model, x, plain) == 1
     assert not fooled(model, shifted(x, plain).flip(3), y).any()
