@@ -34,12 +34,14 @@ from kit.attacks.scores import (
 )
 from kit.attacks.spatial import stadv
 from kit.attacks.transfer import ata, dim, ni_fgsm, si_ni_ti_dim, sim, tap, tap_ata, tim
+from kit.attacks.universal import shifted, targeted_uap, targeted_universal, uap, universal
 
 __all__ = [
     "Anywhere", "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "autozoom", "bim", "boundary", "Camera", "cw", "deepfool",
     "difference_of_means", "dim", "distance", "ead", "feature_adversary", "fgm", "fgsm", "finite_difference",
     "hopskipjump", "jsma", "LabelOnly", "lbfgs", "least_likely", "masked_attack", "mi_fgsm", "nes", "next_class",
-    "ni_fgsm", "opt_attack", "paste", "patch", "pgd", "printability", "random_perturbation", "si_ni_ti_dim", "sign_opt",
-    "sim", "simba", "spsa", "square", "stadv", "stick", "success_curve", "tap", "tap_ata", "tim",
-    "train_transformation", "Transformation", "zo_adamm", "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo",
+    "ni_fgsm", "opt_attack", "paste", "patch", "pgd", "printability", "random_perturbation", "shifted", "si_ni_ti_dim",
+    "sign_opt", "sim", "simba", "spsa", "square", "stadv", "stick", "success_curve", "tap", "tap_ata", "targeted_uap",
+    "targeted_universal", "tim", "train_transformation", "Transformation", "uap", "universal", "zo_adamm", "zo_admm",
+    "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo",
 ]

@@ -68,9 +68,15 @@ CHEAP: dict[str, dict[str, Any]] = {
     "clever": {"batches": 12, "samples": 8},
     "attacked_distance": {"rounds": 2},
     "feature_collision": {"steps": 5},
+    "universal": {"steps": 6, "batch": 4},
+    "targeted_universal": {"steps": 6, "batch": 4, "target": 1},
+    "uap": {"rounds": 2, "steps": 4, "enough": 1.0},
+    "targeted_uap": {"rounds": 2, "target": 1},
 }
 STEPS = {"bim", "mi_fgsm", "ni_fgsm", "tim", "dim", "sim", "si_ni_ti_dim", "tap", "ata", "tap_ata", "atta",
          "at_si_ni_ti_dim"}
+# What makes one result of all images: the contracts that speak of each image are not for it.
+TOGETHER = {"universal", "targeted_universal", "uap", "targeted_uap"}
 # What takes a model and images and is no method on images one by one, and why.
 OTHERS = {
     "Influence": "fitted on a training set", "retrain": "of a training set", "tracin": "pairs of images",

@@ -15,7 +15,7 @@ from torch import nn
 
 import kit.core.passes
 from kit.core import MisleadingModel, QueryCounter, ball, fooled, generator, logits
-from tests.contracts.methods import CLASSES, METHODS, OTHERS, arguments, images, network, run, takes, tensors
+from tests.contracts.methods import CLASSES, METHODS, OTHERS, TOGETHER, arguments, images, network, run, takes, tensors
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("generator", "bim"): "takes one for oracles that draw; the gradient draws nothing",
@@ -33,9 +33,10 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "simba", "spsa", "square", "zo_adamm", "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo")},
 }
 NAMES = sorted(METHODS)
+EACH = [name for name in NAMES if name not in TOGETHER]
 ATTACKS = [name for name in NAMES if METHODS[name].__module__.startswith(("kit.attacks", "kit.detect", "kit.fire"))
            and name not in ("distance", "least_likely", "train_transformation")]
-BOUNDED = [name for name in ATTACKS if takes(name, "eps")]
+BOUNDED = [name for name in ATTACKS if takes(name, "eps") and name in EACH]
 # What looks for the nearest image, or stops at the first that is wrong.
 SPARING = [name for name in ATTACKS if (".minimal." in METHODS[name].__module__ and name not in BOUNDED)
            or METHODS[name].__module__.startswith(
@@ -64,7 +65,7 @@ def rows(result: Any, at: slice) -> list[torch.Tensor]:
     return [t[at] for t in tensors(result)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_an_image_depends_on_its_place_alone(case, name, small_chunks):
     """Other mates, with other labels: fooled at once, or never. The images at the first and last places stay."""
     model, x, y = case
@@ -87,7 +88,7 @@ def test_the_chunk_makes_no_difference(case, name, monkeypatch):
     assert close(whole, run(name, model, x, y))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_an_image_alone_is_the_first_of_many(case, name):
     model, x, y = case
     assert all(torch.allclose(p[:1], q, rtol=1e-6, atol=1e-9) for p, q in zip(
@@ -187,7 +188,7 @@ def test_calls_repeat_and_the_generator_decides(case, name):
             assert not close(a, b)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name in EACH])
 def test_success_holds_when_asked_again_alone(case, name):
     model, x, y = case
     x_adv = run(name, model, x, y, **({"eps": 0.3} if name in BOUNDED else {}))
@@ -216,7 +217,7 @@ def test_an_image_that_is_wrong_already_comes_back_as_it_was(case, name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_one_channel_odd_sizes_and_both_precisions(name, dtype):
     model, x = network(1, dtype=dtype), images(3, 1, (9, 7), dtype)
     y = logits(model, x).argmax(1)

@@ -86,12 +86,12 @@ def deepfool(
         if not len(live):
             break
         v = leaf(live.v)
-        live.v = (v + (1 + overshoot) * _to_the_nearest_plane(live, v, norm, top)).detach().clamp_(0, 1)
+        live.v = (v + (1 + overshoot) * to_the_nearest_plane(live, v, norm, top)).detach().clamp_(0, 1)
         x_adv[live.rows] = live.v
     return x_adv
 
 
-def _to_the_nearest_plane(live: Live, v: Tensor, norm: str, top: int | None) -> Tensor:
+def to_the_nearest_plane(live: Live, v: Tensor, norm: str, top: int | None) -> Tensor:
     """r_k for the nearest plane k, (n, C, H, W): class after class, so that only one gradient is held at a time."""
     z, y = live.ask(v), live.goal.y
     others = z.detach().scatter(1, y[:, None], -torch.inf).topk(min(top or z.shape[1], z.shape[1] - 1), 1).indices
