@@ -15,6 +15,7 @@ from kit.attacks.minimal import (
     next_class,
     success_curve,
 )
+from kit.attacks.reprogram import Reprogram, frequency_mapping
 from kit.attacks.scores import (
     autozoom,
     difference_of_means,
@@ -37,8 +38,8 @@ from kit.attacks.transfer import ata, dim, ni_fgsm, si_ni_ti_dim, sim, tap, tap_
 __all__ = [
     "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "autozoom", "bim", "boundary", "cw", "deepfool",
     "difference_of_means", "dim", "distance", "ead", "feature_adversary", "fgm", "fgsm", "finite_difference",
-    "hopskipjump", "jsma", "LabelOnly", "lbfgs", "least_likely", "mi_fgsm", "nes", "next_class", "ni_fgsm",
-    "opt_attack", "pgd", "random_perturbation", "si_ni_ti_dim", "sign_opt", "sim", "simba", "spsa", "square", "stadv",
-    "success_curve", "tap", "tap_ata", "tim", "train_transformation", "Transformation", "zo_adamm", "zo_admm", "zo_ngd",
-    "zo_sign_sgd", "zo_svrg", "zoo",
+    "frequency_mapping", "hopskipjump", "jsma", "LabelOnly", "lbfgs", "least_likely", "mi_fgsm", "nes", "next_class",
+    "ni_fgsm", "opt_attack", "pgd", "random_perturbation", "Reprogram", "si_ni_ti_dim", "sign_opt", "sim", "simba",
+    "spsa", "square", "stadv", "success_curve", "tap", "tap_ata", "tim", "train_transformation", "Transformation",
+    "zo_adamm", "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo",
 ]
