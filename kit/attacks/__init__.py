@@ -16,6 +16,7 @@ from kit.attacks.minimal import (
     success_curve,
 )
 from kit.attacks.physical import Anywhere, Camera, masked_attack, paste, patch, printability, stick
+from kit.attacks.reprogram import Reprogram, frequency_mapping
 from kit.attacks.scores import (
     autozoom,
     difference_of_means,
@@ -39,9 +40,9 @@ from kit.attacks.universal import shifted, targeted_uap, targeted_universal, uap
 __all__ = [
     "Anywhere", "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "autozoom", "bim", "boundary", "Camera", "cw", "deepfool",
     "difference_of_means", "dim", "distance", "ead", "feature_adversary", "fgm", "fgsm", "finite_difference",
-    "hopskipjump", "jsma", "LabelOnly", "lbfgs", "least_likely", "masked_attack", "mi_fgsm", "nes", "next_class",
-    "ni_fgsm", "opt_attack", "paste", "patch", "pgd", "printability", "random_perturbation", "shifted", "si_ni_ti_dim",
-    "sign_opt", "sim", "simba", "spsa", "square", "stadv", "stick", "success_curve", "tap", "tap_ata", "targeted_uap",
-    "targeted_universal", "tim", "train_transformation", "Transformation", "uap", "universal", "zo_adamm", "zo_admm",
-    "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo",
+    "frequency_mapping", "hopskipjump", "jsma", "LabelOnly", "lbfgs", "least_likely", "masked_attack", "mi_fgsm", "nes",
+    "next_class", "ni_fgsm", "opt_attack", "paste", "patch", "pgd", "printability", "random_perturbation", "Reprogram",
+    "shifted", "si_ni_ti_dim", "sign_opt", "sim", "simba", "spsa", "square", "stadv", "stick", "success_curve", "tap",
+    "tap_ata", "targeted_uap", "targeted_universal", "tim", "train_transformation", "Transformation", "uap",
+    "universal", "zo_adamm", "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo",
 ]
