@@ -133,7 +133,7 @@ def check_gradient(value: Tensor, g: Tensor, done: Tensor | None = None) -> None
 COUNTS = ("steps", "rounds", "restarts", "samples", "batches", "copies", "outer", "inner", "epochs", "batch", "top",
           "max_queries", "candidates", "many", "probes", "q", "switch", "tries", "unroll")
 RANGES: dict[str, tuple[float, float, bool]] = {  # lowest, highest, and whether the lowest itself is allowed
-    **dict.fromkeys(("step", "lr", "c", "tiny", "h", "rho", "growth"), (0.0, math.inf, False)),
+    **dict.fromkeys(("step", "lr", "c", "tiny", "h", "rho", "growth", "sharpness"), (0.0, math.inf, False)),
     **dict.fromkeys(
         ("eps", "mu", "eta", "kappa", "beta", "overshoot", "sigma", "damping", "blur"), (0.0, math.inf, True)),
     **dict.fromkeys(  # a sign may be turned

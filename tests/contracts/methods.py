@@ -30,6 +30,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "pgd": {"steps": 5, "restarts": 3},
     "evade": {"steps": 5},
     "stadv": {"steps": 12, "lr": 0.2},
+    "wasserstein": {"steps": 6, "window": 3},
     "adv2": {"steps": 6, "warm": 3},
     "adv2_flow": {"steps": 6, "warm": 6, "lr": 0.1},
     "adv2_mask": {"steps": 3, "warm": 4, "inner": 2, "solve": 3, "every": 2},
