@@ -32,14 +32,15 @@ from kit.attacks.scores import (
     zoo,
 )
 from kit.attacks.spatial import stadv
+from kit.attacks.text import misspell, misspellings
 from kit.attacks.transfer import ata, dim, ni_fgsm, si_ni_ti_dim, sim, tap, tap_ata, tim
 from kit.attacks.wasserstein import transport, wasserstein
 
 __all__ = [
     "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "autozoom", "bim", "boundary", "cw", "deepfool",
     "difference_of_means", "dim", "distance", "ead", "feature_adversary", "fgm", "fgsm", "finite_difference",
-    "hopskipjump", "jsma", "LabelOnly", "lbfgs", "least_likely", "mi_fgsm", "nes", "next_class", "ni_fgsm",
-    "opt_attack", "pgd", "random_perturbation", "si_ni_ti_dim", "sign_opt", "sim", "simba", "spsa", "square", "stadv",
-    "success_curve", "tap", "tap_ata", "tim", "train_transformation", "Transformation", "transport", "wasserstein",
-    "zo_adamm", "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo",
+    "hopskipjump", "jsma", "LabelOnly", "lbfgs", "least_likely", "mi_fgsm", "misspell", "misspellings", "nes",
+    "next_class", "ni_fgsm", "opt_attack", "pgd", "random_perturbation", "si_ni_ti_dim", "sign_opt", "sim", "simba",
+    "spsa", "square", "stadv", "success_curve", "tap", "tap_ata", "tim", "train_transformation", "Transformation",
+    "transport", "wasserstein", "zo_adamm", "zo_admm", "zo_ngd", "zo_sign_sgd", "zo_svrg", "zoo",
 ]

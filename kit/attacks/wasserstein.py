@@ -21,8 +21,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy import sparse
-from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from kit.core import Goal, Live, check_images, cross_entropy, leaf, per_image
@@ -279,6 +277,9 @@ def transport(x: Tensor, x_adv: Tensor, *, window: int | None = None, cost: str 
 
 
 def _programme(moves: Moves, end: Tensor) -> float:
+    from scipy import sparse
+    from scipy.optimize import linprog
+
     before, after = moves.x.sum((2, 3), keepdim=True), end.sum((2, 3), keepdim=True)
     if bool(((before == 0) != (after == 0)).any()):
         return float("inf")

@@ -131,7 +131,7 @@ def check_gradient(value: Tensor, g: Tensor, done: Tensor | None = None) -> None
 
 # A word means the same in every method, so that its range is said once. A count is a whole number.
 COUNTS = ("steps", "rounds", "restarts", "samples", "batches", "copies", "outer", "inner", "epochs", "batch", "top",
-          "max_queries", "candidates", "many", "probes", "q", "switch", "tries", "unroll")
+          "max_queries", "candidates", "many", "probes", "q", "switch", "tries", "unroll", "each")
 RANGES: dict[str, tuple[float, float, bool]] = {  # lowest, highest, and whether the lowest itself is allowed
     **dict.fromkeys(("step", "lr", "c", "tiny", "h", "rho", "growth", "sharpness"), (0.0, math.inf, False)),
     **dict.fromkeys(
