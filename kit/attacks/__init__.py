@@ -1,4 +1,5 @@
 """Attacks: methods that change an image a little, and a model's answer a lot."""
+from kit.attacks.advcam import advcam
 from kit.attacks.atta import Transformation, at_si_ni_ti_dim, atta, train_transformation
 from kit.attacks.decision import LabelOnly, boundary, hopskipjump, opt_attack, sign_opt
 from kit.attacks.gradient import bim, fgm, fgsm, mi_fgsm, pgd
@@ -37,7 +38,7 @@ from kit.attacks.transfer import ata, dim, ni_fgsm, si_ni_ti_dim, sim, tap, tap_
 from kit.attacks.wasserstein import transport, wasserstein
 
 __all__ = [
-    "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "autozoom", "bim", "boundary", "cw", "deepfool",
+    "advcam", "at_si_ni_ti_dim", "ata", "atta", "auto_pgd", "autozoom", "bim", "boundary", "cw", "deepfool",
     "difference_of_means", "dim", "distance", "ead", "feature_adversary", "fgm", "fgsm", "finite_difference",
     "hopskipjump", "jsma", "LabelOnly", "lbfgs", "least_likely", "mi_fgsm", "misspell", "misspellings", "nes",
     "next_class", "ni_fgsm", "opt_attack", "pgd", "random_perturbation", "si_ni_ti_dim", "sign_opt", "sim", "simba",

@@ -137,7 +137,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {  # lowest, highest, and whether
     **dict.fromkeys(
         ("eps", "mu", "eta", "kappa", "beta", "overshoot", "sigma", "damping", "blur"), (0.0, math.inf, True)),
     **dict.fromkeys(  # a sign may be turned
-        ("lam", "lam_tap", "lam_tv", "gamma", "alpha"), (-math.inf, math.inf, True)),
+        ("lam", "lam_tap", "lam_tv", "lam_style", "lam_content", "gamma", "alpha"), (-math.inf, math.inf, True)),
     "p": (0.0, 1.0, True),
 }
 PER_IMAGE = ("eps", "step")  # may be given as one number for each image
