@@ -1,6 +1,6 @@
 """Adversarial camouflage: an image takes the style of another within a mask, and a style that is misread at that.
 
-Nothing here is printed or photographed: what comes out is an image, and a claim about paint or stickers would need both.
+Nothing here is printed or photographed: what comes out is an image, and a claim about stickers would need both.
 """
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
