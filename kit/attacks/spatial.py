@@ -44,7 +44,8 @@ def stadv(
         max(κ − lead, 0) + λ L_flow(f),     lead = max_{j≠y} z_j − z_y,  or  z_t − max_{j≠t} z_j,
 
     L_flow the sum of `unevenness`. Of the images met on the way that lead by more than κ, the one of the most even
-    flow is returned, and x where there is none; `with_flow` also returns the flow (N, 2, H, W). (The paper's λ, its τ, is 0.05; it minimises by L-BFGS.)
+    flow is returned, and x where there is none; `with_flow` also returns the flow (N, 2, H, W). (The paper's λ, its τ,
+    is 0.05; it minimises by L-BFGS.)
     Cost: `steps` forward and backward passes, and a forward pass.
     Source: Xiao et al., Spatially transformed adversarial examples, ICLR 2018, section 3.
     """
@@ -53,7 +54,7 @@ def stadv(
         live.nearest(x, torch.zeros_like(live.found.score), live.goal.reached(live.ask(x), kappa))
     live.drop(live.found.reached[live.rows])
     flow = uniform(live.x[:, :1].expand(-1, 2, -1, -1), live.draws, -START, START)
-    kept, least = torch.zeros_like(x[:, :1]).repeat(1, 2, 1, 1), torch.full_like(live.found.score[live.rows], torch.inf)
+    kept, least = x.new_zeros(len(x), 2, *x.shape[2:]), x.new_full((len(live),), torch.inf)
     for _ in range(steps if len(live) else 0):
         flow = leaf(flow)
         x_adv = warp(live.x, flow)

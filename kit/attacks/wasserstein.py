@@ -31,9 +31,9 @@ COSTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "euclidean": lambda down, across: (down**2 + across**2).sqrt(),
     "city": lambda down, across: down.abs() + across.abs(),
 }
-HALVINGS = 50  # of an interval by bisection
+HALVINGS = {torch.float32: 28, torch.float64: 50}  # of an interval by bisection: to its rounding
 FULL = 1e-6  # by how much rounding may take a pixel above 1
-ROOM = 2e-3  # half a grey level: what a full pixel sends back beyond its excess, so that the returns come to an end
+ROOM = 0.01  # what a full pixel sends back beyond its excess, so that the returns come to an end
 RETURNS = 100  # times that mass is sent back
 PRICE = 1.0  # of mass above 1 in a pixel, in max |∇ℓ|: what Frank–Wolfe's next plan pays to send more there
 TOLERANCE = 1e-4  # of the budget: where Sinkhorn's iterations stop (their code)
@@ -118,7 +118,7 @@ def best_plan(moves: Moves, g: Tensor, budget: Tensor) -> Tensor:
         return (best - lam[moves.of, None] * costs).argmax(1)
 
     low, high = torch.zeros_like(budget), 2 * (g.amax((1, 2, 3)) - g.amin((1, 2, 3))) / costs[1]
-    for _ in range(HALVINGS):
+    for _ in range(HALVINGS.get(budget.dtype, 28)):
         lam = (low + high) / 2
         dear = moves.total(moves.mass * costs[level(lam)]) > budget
         low, high = torch.where(dear, lam, low), torch.where(dear, high, lam)
@@ -154,7 +154,7 @@ def project_plan(moves: Moves, plan: Tensor, budget: Tensor) -> Tensor:
     high = torch.zeros_like(budget).scatter_reduce_(0, moves.of, ahead, "amax")
     dear = moves.paid(rows(low)) > budget
     high = torch.where(dear, high, low)
-    for _ in range(HALVINGS if bool(dear.any()) else 0):
+    for _ in range(HALVINGS.get(budget.dtype, 28) if bool(dear.any()) else 0):
         lam = (low + high) / 2
         dear = moves.paid(rows(lam)) > budget
         low, high = torch.where(dear, lam, low), torch.where(dear, high, lam)
@@ -277,6 +277,7 @@ def transport(x: Tensor, x_adv: Tensor, *, window: int | None = None, cost: str 
 
 
 def _programme(moves: Moves, end: Tensor) -> float:
+    """W of one image. What arrives may miss x' by rounding, at a price above any way's."""
     from scipy import sparse
     from scipy.optimize import linprog
 
@@ -285,11 +286,16 @@ def _programme(moves: Moves, end: Tensor) -> float:
         return float("inf")
     end = (end * before / after.clamp_min(1e-30)).flatten()
     pixel, offset = (moves.inside & (end[moves.to] > 0)).nonzero(as_tuple=True)
-    goes, variables = moves.to[pixel, offset].numpy(), np.arange(len(pixel))
-    ones = np.ones(len(pixel))
+    goes, variables, cost = moves.to[pixel, offset].numpy(), np.arange(len(pixel)), moves.cost[offset].numpy()
+    ones, used = np.ones(len(pixel)), (end > 0).numpy()
     left = sparse.csr_array((ones, (pixel.numpy(), variables)), shape=(len(moves.mass), len(pixel)))
-    arrives = sparse.csr_array((ones, (goes, variables)), shape=(len(end), len(pixel)))
-    used = (end > 0).numpy()
-    solved = linprog(moves.cost[offset].numpy(), A_eq=sparse.vstack([left, arrives[used]]),
-                     b_eq=np.concatenate([moves.mass.numpy(), end.numpy()[used]]), method="highs")
-    return float(solved.fun / moves.mass.sum()) if solved.success else float("inf")
+    arrives = sparse.csr_array((ones, (goes, variables)), shape=(len(end), len(pixel)))[used]
+    miss = sparse.identity(int(used.sum()))
+    none = sparse.csr_array((len(moves.mass), 2 * int(used.sum())))
+    equal = sparse.block_array([[left, none], [arrives, sparse.hstack([miss, -miss])]])
+    price = np.concatenate([cost, np.full(none.shape[1], 1e3 * float(moves.cost.max()))])
+    solved = linprog(price, A_eq=equal, b_eq=np.concatenate([moves.mass.numpy(), end.numpy()[used]]), method="highs")
+    whole = float(moves.mass.sum())
+    if not solved.success or solved.x[len(pixel):].sum() > 1e-4 * whole:
+        return float("inf")
+    return float(cost @ solved.x[:len(pixel)]) / whole
