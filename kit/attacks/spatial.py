@@ -36,14 +36,16 @@ def unevenness(flow: Tensor) -> Tensor:
 @per_image
 def stadv(
     model: nn.Module, x: Tensor, y: Tensor, *, lam: float = 0.05, kappa: float = 0.0, steps: int = 200,
-    lr: float = 0.05, target: Tensor | None = None, generator: torch.Generator | None = None,
+    lr: float = 0.05, target: Tensor | None = None, with_flow: bool = False,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Spatially transformed adversarial examples: Adam on the flow, from U(−0.1, 0.1) pixels, minimises
 
         max(κ − lead, 0) + λ L_flow(f),     lead = max_{j≠y} z_j − z_y,  or  z_t − max_{j≠t} z_j,
 
     L_flow the sum of `unevenness`. Of the images met on the way that lead by more than κ, the one of the most even
-    flow is returned, and x where there is none. (The paper's λ, its τ, is 0.05; it minimises by L-BFGS.)
+    flow is returned, and x where there is none; `with_flow` also returns the flow (N, 2, H, W). (The paper's λ, its τ,
+    is 0.05; it minimises by L-BFGS.)
     Cost: `steps` forward and backward passes, and a forward pass.
     Source: Xiao et al., Spatially transformed adversarial examples, ICLR 2018, section 3.
     """
@@ -52,11 +54,16 @@ def stadv(
         live.nearest(x, torch.zeros_like(live.found.score), live.goal.reached(live.ask(x), kappa))
     live.drop(live.found.reached[live.rows])
     flow = uniform(live.x[:, :1].expand(-1, 2, -1, -1), live.draws, -START, START)
+    kept, least = x.new_zeros(len(x), 2, *x.shape[2:]), x.new_full((len(live),), torch.inf)
     for _ in range(steps if len(live) else 0):
         flow = leaf(flow)
         x_adv = warp(live.x, flow)
         z, uneven = live.ask(x_adv), unevenness(flow)
-        live.nearest(x_adv, uneven, live.goal.reached(z, kappa))
+        reached = live.goal.reached(z, kappa)
+        live.nearest(x_adv, uneven, reached)
+        evener = reached & (uneven.detach() < least)
+        least[evener] = uneven.detach()[evener]
+        kept[live.rows[evener]] = flow.detach()[evener]
         loss = (kappa - live.lead(z, x_adv)).clamp_min(0) + lam * uneven
         flow = live.adam(flow, live.grad(loss, flow), lr)
-    return live.found.x_adv
+    return (live.found.x_adv, kept) if with_flow else live.found.x_adv  # type: ignore[return-value]

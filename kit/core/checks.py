@@ -131,13 +131,14 @@ def check_gradient(value: Tensor, g: Tensor, done: Tensor | None = None) -> None
 
 # A word means the same in every method, so that its range is said once. A count is a whole number.
 COUNTS = ("steps", "rounds", "restarts", "samples", "batches", "copies", "outer", "inner", "epochs", "batch", "top",
-          "max_queries", "candidates", "many", "probes", "q", "switch", "tries", "unroll")
+          "max_queries", "candidates", "many", "probes", "q", "switch", "tries", "unroll", "each")
 RANGES: dict[str, tuple[float, float, bool]] = {  # lowest, highest, and whether the lowest itself is allowed
-    **dict.fromkeys(("step", "lr", "c", "tiny", "h", "rho", "growth"), (0.0, math.inf, False)),
+    **dict.fromkeys(("step", "lr", "c", "tiny", "h", "rho", "growth", "sharpness"), (0.0, math.inf, False)),
     **dict.fromkeys(
         ("eps", "mu", "eta", "kappa", "beta", "overshoot", "sigma", "damping", "blur"), (0.0, math.inf, True)),
     **dict.fromkeys(  # a sign may be turned
-        ("lam", "lam_tap", "lam_tv", "lam_print", "gamma", "alpha"), (-math.inf, math.inf, True)),
+        ("lam", "lam_tap", "lam_tv", "lam_print", "lam_style", "lam_content", "gamma", "alpha"),
+        (-math.inf, math.inf, True)),
     "p": (0.0, 1.0, True),
 }
 PER_IMAGE = ("eps", "step")  # may be given as one number for each image

@@ -27,11 +27,12 @@ from kit.defend.purify import (
 )
 from kit.defend.smoothing import ABSTAIN, PixelDP, Smoothed, noisy_training, pixeldp_training
 from kit.defend.victims import load, names
+from kit.defend.words import WordRecogniser
 
 __all__ = [
     "ABSTAIN", "adversarial_augmentation", "adversarial_training", "ComDefend", "DeepCloak", "Deflection",
     "ensemble_adversarial_training", "fast_training", "FeatureDistillation", "free_training",
     "generated_augmentation", "HGD", "JPEG", "load", "masking", "names", "noisy_training", "PixelDP",
     "pixeldp_training", "play", "RandomEnsemble", "RandomResizePad", "single_step_training", "Smoothed", "Squeezed",
-    "straight_through", "Through", "trades", "yopo_training",
+    "straight_through", "Through", "trades", "WordRecogniser", "yopo_training",
 ]

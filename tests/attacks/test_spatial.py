@@ -97,3 +97,14 @@ def test_it_starts_from_a_flow_of_a_tenth_of_a_pixel_either_way(ramp):
     assert flow.abs().max() <= 0.1 + 1e-9
     assert flow.min() < -0.08
     assert flow.max() > 0.08
+
+
+def test_the_flow_that_is_returned_makes_the_image(ramp):
+    model, x, y = ramp
+    many = torch.cat([x, x, 0.5 * x])
+    labels = torch.cat([y, 1 - y, y])  # the second is wrong already: nothing flows
+    x_adv, flow = stadv(model, many, labels, lam=0.002, steps=100, lr=0.05, with_flow=True)
+    assert torch.equal(x_adv, stadv(model, many, labels, lam=0.002, steps=100, lr=0.05))
+    assert torch.allclose(warp(many, flow), x_adv, atol=1e-12)
+    assert flow[0].abs().max() > 0.5
+    assert not flow[1].any()

@@ -30,6 +30,8 @@ CHEAP: dict[str, dict[str, Any]] = {
     "pgd": {"steps": 5, "restarts": 3},
     "evade": {"steps": 5},
     "stadv": {"steps": 12, "lr": 0.2},
+    "wasserstein": {"steps": 6, "window": 3},
+    "advcam": {"steps": 12, "lr": 0.1, "lam": 5.0},
     "adv2": {"steps": 6, "warm": 3},
     "adv2_flow": {"steps": 6, "warm": 6, "lr": 0.1},
     "adv2_mask": {"steps": 3, "warm": 4, "inner": 2, "solve": 3, "every": 2},
@@ -164,7 +166,7 @@ def arguments(name: str, model: nn.Module, x: Tensor, y: Tensor, **changed: Any)
         "y": y, "eps": 0.1, "x_adv": (x + 0.05).clamp(0, 1), "guide": x.flip(2), "layers": ["block2"],
         "layer": "block2",
         "T": Transformation.start("random", x.shape[1], 3, 4, generator(2)).to(x), "relevance": x.mean(1),
-        "detector": Energy(model), "explain": saliency, "target": (y + 1) % CLASSES,
+        "detector": Energy(model), "style": x.flip(2), "explain": saliency, "target": (y + 1) % CLASSES,
     }
     parameters = inspect.signature(METHODS[name]).parameters
     needed = {k: known[k] for k, p in parameters.items() if k in known and p.default is inspect.Parameter.empty}
