@@ -315,6 +315,8 @@ def test_digits_from_a_network_of_scenes_and_the_controls():
     ({"mapping": torch.tensor([[0], [0]])}, "none of them twice"),
     ({"mapping": torch.tensor([[0], [3]])}, "outputs 0 … 2"),
     ({"mapping": torch.tensor([0, 1])}, r"mapping must be an int64 tensor \(2, 1\)"),
+    ({"mapping": [[0], [1]]}, "mapping must be an int64 tensor"), ({"m": 1.5}, "m must be a whole"),
+    ({"every": 0}, "every must be"), ({"shape": 3}, "shape must be"), ({"batch": 0}, "batch must be"),
 ])
 def test_mistakes_get_one_sentence(wrong, words):
     settings: dict = {"shape": SHAPE, "classes": 2}
@@ -328,3 +330,24 @@ def test_mistakes_get_one_sentence(wrong, words):
 def test_there_is_no_answer_before_fit():
     with pytest.raises(ValueError, match="call fit"):
         Reprogram(Gate(), shape=SHAPE, classes=2).predict(torch.rand(1, 1, 4, 4))
+
+
+def test_mistakes_around_a_fit(gated):
+    model, x, y = gated
+    reprogram = Reprogram(model, shape=SHAPE, classes=2).fit(x, y, steps=2)
+    before = reprogram.logits(x)
+    for wrong in (255 * x, torch.rand(len(x), 1, 3, 3)[:1], torch.rand(len(x), 1, 9, 9)):
+        with pytest.raises(ValueError, match=r"255|must have the shape|leave no frame"):
+            reprogram.fit(wrong, y)
+    assert set(reprogram.tensors()) == {"program", "mapping", "inside"}  # a fit that failed leaves what was
+    assert torch.equal(reprogram.logits(x), before)
+    with pytest.raises(ValueError, match="fitted around images"):
+        reprogram.predict(torch.rand(2, 1, 3, 3))
+    with pytest.raises(ValueError, match=r"x\[None\]"):
+        reprogram.embed(x[0])
+    with pytest.raises(ValueError, match="a program has the shape"):
+        reprogram.embed(x, torch.zeros(3, 4, 4))
+    p = torch.full((4, 3), 1 / 3)
+    for labels, m, words in (([0, 1, 2, 0], 1, "y holds 0 … 2"), ([0, 1], 1, "p must be"), ([0, 1, 0, 1], 0, "m 1 or")):
+        with pytest.raises(ValueError, match=words):
+            frequency_mapping(p, torch.tensor(labels), 2, m)
