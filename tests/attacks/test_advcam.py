@@ -129,6 +129,17 @@ def test_a_reader_of_its_own_gives_the_style(case):
     assert torch.allclose(same[1:], advcam(model, x, y, **options)[1:])
 
 
+def test_masks_of_another_dtype(case):
+    model, x, y = case
+    half = torch.zeros(1, 1, 10, 12, dtype=torch.float64)
+    half[..., :6] = 1
+    options = {"style": x[:1], "layers": LAYERS, "steps": 3, "lam": 0.0}
+    exact = advcam(model, x, y, mask=half, style_mask=half, **options)
+    for kind in (torch.bool, torch.float32):
+        assert torch.equal(advcam(model, x, y, mask=half.to(kind), style_mask=half.to(kind), **options), exact)
+    assert not torch.equal(advcam(model, x, y, mask=half, **options), exact)  # the style is that within its mask
+
+
 def test_mistakes_get_one_sentence(case):
     model, x, y = case
     good = {"style": x[:1], "layers": LAYERS, "steps": 1}
@@ -136,6 +147,9 @@ def test_mistakes_get_one_sentence(case):
                            ({"layers": ["head"]}, "no feature maps"), ({"mask": x[:1]}, "mask must have the shape"),
                            ({"mask": torch.zeros_like(x[:1, :1])}, "above 0 somewhere"),
                            ({"style_mask": 2 + x[:1, :1]}, r"lie in \[0, 1\]"),
+                           ({"mask": torch.nan * x[:1, :1]}, r"lie in \[0, 1\]"),
+                           ({"style": 255 * x[:1]}, "divide them by 255"), ({"layers": "block1"}, "must be a list"),
+                           ({"style": (255 * x[:1]).byte()}, "style is of no use"),
                            ({"lam_tv": float("nan")}, "lam_tv")):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises((ValueError, TypeError), match=words):
             advcam(model, x, y, **(good | changed))
