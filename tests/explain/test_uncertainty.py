@@ -212,6 +212,31 @@ def test_what_is_kept_first_is_what_was_most_certain():
         error_kept(error, sure, (0.0,))
 
 
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda p, y: reliability(5 * p, y), "sum to 1"), (lambda p, y: reliability(p - 1, y), "sum to 1"),
+    (lambda p, y: reliability(p, y + 3), "class numbers"), (lambda p, y: reliability(p, y, bins=2.5), "bins"),
+    (lambda p, y: temperature(p[:4], y), "one label"), (lambda p, y: temperature(p, y + 3), "class numbers"),
+    (lambda p, y: temperature(p * torch.nan, y), "NaN"), (lambda p, y: temperature(p[:1], y[:1]), "are right"),
+    (lambda p, y: temperature(-p, y), "no temperature"), (lambda p, y: temperature(p[:0], y[:0]), "one label"),
+    (lambda p, y: entropies(p[:, None][:, :0]), "sum to 1"), (lambda p, y: entropies(p), "sum to 1"),
+    (lambda p, y: variances(p[:, :0], p[:, :0]), "at least one answer"),
+    (lambda p, y: noisy_logits_nll(p, p[:, :1], y), "one shape"),
+    (lambda p, y: noisy_logits_nll(p, p, y[:2]), "one shape"),
+    (lambda p, y: noisy_logits_nll(p, p, y + 3), "class numbers"),
+    (lambda p, y: noisy_logits_nll(p, p, y, draws=0), "draws=0"),
+    (lambda p, y: gaussian_nll(p[:, :1], p[:, :1], p[:, 0]), "one shape"),
+    (lambda p, y: error_kept(p, p[:3], (0.5,)), "one shape"),
+    (lambda p, y: answers(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), images(1)), "list of networks"),
+    (lambda p, y: mc_dropout(dropped_linear(), images(1), generator=3), "generator must"),
+    (lambda p, y: mc_dropout(dropped_linear(), images(1), passes=1.5), "at least one answer"),
+    (lambda p, y: distances(images(1)), "masks and factors"),
+])
+def test_mistakes_get_one_sentence(call, words):
+    p = torch.tensor([[0.7, 0.2, 0.1]]).expand(10, 3)
+    with pytest.raises((ValueError, TypeError), match=words):
+        call(p, torch.zeros(10, dtype=torch.int64))
+
+
 # --- the range finder
 
 
