@@ -220,6 +220,8 @@ def test_transport_measures():
     assert transport(x, 0.5 * x)[0] == pytest.approx(0)
     assert transport(x, shifted, window=3)[0] == torch.inf
     assert transport(x, torch.zeros_like(x))[0] == torch.inf
+    assert transport(0 * x, 0 * x).tolist() == [0, 0]
+    assert transport(x[..., 2:3, 1:2], x[..., 2:3, 1:2]).tolist() == [0, 0]
 
 
 def test_mistakes_get_one_sentence(linear):
