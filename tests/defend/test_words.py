@@ -6,7 +6,7 @@ from kit.attacks import misspellings
 from kit.core import generator
 from kit.data import records
 from kit.defend import WordRecogniser
-from kit.defend.words import letters, vocabulary
+from kit.defend.words import _threes, letters, vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +108,10 @@ def test_mistakes_get_one_sentence(how, words):
             WordRecogniser(known)
     with pytest.raises(ValueError, match="width"):
         WordRecogniser(["mass"], width=0)
+
+
+def test_it_reads_the_neighbours_and_begins_alike_whatever_the_ambient_seed():
+    assert _threes(["one", "two", "six"]) == [("", "one", "two"), ("one", "two", "six"), ("two", "six", "")]
+    a = WordRecogniser(["mass"]).tensors()
+    torch.manual_seed(5)
+    assert torch.equal(a["0.weight"], WordRecogniser(["mass"]).tensors()["0.weight"])
