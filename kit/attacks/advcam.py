@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.core import Goal, Live, borrowed, features, laid_out, leaf, per_image
+from kit.core import Goal, Live, borrowed, check_images, features, laid_out, leaf, per_image
 
 TINY = 1e-12
 
@@ -59,9 +59,9 @@ def advcam(
     Cost: `steps` forward and backward passes (two forward with a `reader`), and three forward passes.
     Source: Duan et al., Adversarial camouflage: hiding physical-world attacks with natural styles, CVPR 2020, eq. 5.
     """
-    names = list(layers)
+    names = [] if isinstance(layers, str) else list(layers)
     if not names:
-        raise ValueError("layers must name at least one layer, whose feature maps are the style")
+        raise ValueError("layers must be a list that names at least one layer, whose feature maps are the style")
     deep = names[-1] if content is None else content
     _check(style, mask, style_mask, x)
     m = torch.ones_like(x[:1, :1]) if mask is None else mask.to(x)
@@ -70,7 +70,8 @@ def advcam(
     with nullcontext() if reader is None else borrowed(reader, x):
         with torch.no_grad(), features(network, wanted) as maps:
             network(laid_out(style.to(x)))
-        grams = [gram(_maps(maps[name], name), style_mask) for name in names]
+        where = None if style_mask is None else style_mask.to(x)
+        grams = [gram(_maps(maps[name], name), where) for name in names]
         with torch.no_grad(), features(network, wanted) as maps:
             network(laid_out(x))
         before, v = maps[deep], x
@@ -111,10 +112,15 @@ def _maps(A: Tensor, name: str) -> Tensor:
 def _check(style: Tensor, mask: Tensor | None, style_mask: Tensor | None, x: Tensor) -> None:
     if not isinstance(style, Tensor) or style.dim() != 4 or style.shape[1] != x.shape[1]:
         raise ValueError(f"style must be images (N or 1, {x.shape[1]}, H, W) in [0, 1]")
+    try:
+        check_images(style)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"style is of no use: {error}") from None
     for name, value, like in (("mask", mask, x), ("style_mask", style_mask, style)):
         if value is None:
             continue
         if not isinstance(value, Tensor) or value.dim() != 4 or value.shape[1:] != (1, *like.shape[2:]):
             raise ValueError(f"{name} must have the shape (N or 1, 1, {like.shape[2]}, {like.shape[3]})")
-        if float(value.min()) < 0 or float(value.max()) > 1 or float(value.flatten(1).amax(1).min()) == 0:
+        low, high = float(value.min()), float(value.flatten(1).amax(1).min())
+        if not (low >= 0 and high > 0 and float(value.max()) <= 1):  # as NaN is not
             raise ValueError(f"{name} must lie in [0, 1], and be above 0 somewhere")

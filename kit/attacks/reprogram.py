@@ -18,7 +18,7 @@ answers; W lives in blocks of `cell` pixels where one says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -51,8 +51,8 @@ GREY = 0.5  # what surrounds the image, and half of what tanh may add to it
 
 
 class Step(NamedTuple):
-    """What `fit` saw: the answers it had asked for until then, F on that batch, and the share of the development
-    images that were labelled rightly (None where it did not look)."""
+    """What `fit` saw: the answers it had asked for until then, F + λ‖…‖² on that batch, and the share of the
+    development images that were labelled rightly (None where it did not look)."""
 
     queries: int
     loss: float
@@ -68,6 +68,11 @@ def frequency_mapping(p: Tensor, y: Tensor, classes: int, m: int = 1) -> Tensor:
     """
     from scipy.optimize import linear_sum_assignment
 
+    if p.dim() != 2 or y.shape != p.shape[:1] or y.dtype != torch.int64 or m < 1:
+        raise ValueError(f"p must be (N, K), y an int64 tensor (N,) and m 1 or more, not {tuple(p.shape)}, {y.dtype} "
+                         f"{tuple(y.shape)} and {m}")
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise ValueError(f"y holds {int(y.min())} … {int(y.max())}, there are the classes 0 … {classes - 1}")
     if classes * m > p.shape[1]:
         raise ValueError(f"{classes} classes of {m} outputs each need {classes * m} outputs, and the model has "
                          f"{p.shape[1]}: choose a smaller m, or a model with more classes")
@@ -125,8 +130,11 @@ class Reprogram(Fitted):
         self, model: nn.Module, *, shape: tuple[int, int, int] | list[int], classes: int, m: int = 1,
         gamma: float = 0.0, cell: int = 1,
     ):
-        if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"shape must be (C, H, W), what the model takes, not {tuple(shape)}")
+        for name, value in (("classes", classes), ("m", m), ("cell", cell)):
+            if not isinstance(value, int):
+                raise TypeError(f"{name} must be a whole number, not {value!r}")
+        if not isinstance(shape, Sequence) or len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"shape must be (C, H, W), what the model takes, not {shape!r}")
         if classes < 2:
             raise ValueError(f"classes must be 2 or more, not {classes}")
         if m < 1:
@@ -153,7 +161,10 @@ class Reprogram(Fitted):
     def embed(self, x: Tensor, program: Tensor | None = None) -> Tensor:
         """x' (N, C, H, W) in [0, 1]: the images x, grey or of C channels, in the middle of the program, or of the one
         given (C, H/cell, W/cell). With several programs (J, …), (J, N, C, H, W)."""
-        w = self._fitted()[0] if program is None else program
+        w = self._fitted(x)[0] if program is None else program
+        like = (self.shape[0], self.shape[1] // self.cell, self.shape[2] // self.cell)
+        if w.dim() not in (3, 4) or w.shape[-3:] != like:
+            raise ValueError(f"a program has the shape {like}, or several (J, …), not {tuple(w.shape)}")
         top, left, bottom, right = self._margins(x)
         padded = F.pad(x.expand(-1, self.shape[0], -1, -1), [left, right, top, bottom], value=GREY)
         frame = self._frame(w, x)
@@ -167,18 +178,20 @@ class Reprogram(Fitted):
 
     def _margins(self, x: Tensor) -> tuple[int, int, int, int]:
         """Rows above, columns to the left, rows below, columns to the right. Raises ValueError where none is left."""
+        if x.dim() != 4:
+            check_images(x)
         (channels, height, width), (c, h, w) = self.shape, x.shape[1:]
         if c not in (1, channels) or h > height or w > width or (h, w) == (height, width):
             raise ValueError(f"images of shape {(c, h, w)} leave no frame in {tuple(self.shape)}: they must have 1 "
                              f"channel or {channels}, and be smaller (torch.nn.functional.interpolate)")
-        if self.inside not in (None, (h, w)):
-            raise ValueError(f"the program was fitted around images of {self.inside}, not {(h, w)}")
         top, left = (height - h) // 2, (width - w) // 2
         return top, left, height - h - top, width - w - left
 
-    def _fitted(self) -> tuple[Tensor, Tensor]:
+    def _fitted(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.program is None or self.mapping is None:
             raise ValueError("there is no program yet: call fit(images, labels) first")
+        if self.inside not in (None, (x.shape[-2], x.shape[-1])):
+            raise ValueError(f"the program was fitted around images of {self.inside}, not {tuple(x.shape[-2:])}")
         return self.program, self.mapping
 
     # --- answers ----------------------------------------------------------------------------------------------------
@@ -186,7 +199,7 @@ class Reprogram(Fitted):
     def logits(self, x: Tensor) -> Tensor:
         """log h (N, classes). Cost: one forward pass. Raises ValueError before `fit`, for images of other sizes."""
         check_images(x)
-        w, mapping = self._fitted()
+        w, mapping = self._fitted(x)
         with borrowed(self.model, x), torch.no_grad():
             check_fits(self.model, x)
             z = self._ask(self.embed(x, w.to(x)), torch.arange(len(x), device=x.device))
@@ -302,7 +315,6 @@ class Reprogram(Fitted):
         """The images and labels; those of development are empty where there are none."""
         if (x_dev is None) != (y_dev is None):
             raise ValueError("x_dev and y_dev belong together: give both, or none")
-        self.inside = None
         check_images(x)
         check_labels(y, x, self.classes)
         self._margins(x)
@@ -316,9 +328,10 @@ class Reprogram(Fitted):
 
     def _checked_mapping(self, mapping: Tensor, outputs: int) -> Tensor:
         """Raises ValueError unless it is (classes, m) outputs of the model, none of them twice."""
-        if mapping.shape != (self.classes, self.m) or mapping.dtype != torch.int64:
-            raise ValueError(f"mapping must be an int64 tensor ({self.classes}, {self.m}), the outputs of each class, "
-                             f"not {mapping.dtype} {tuple(mapping.shape)}")
+        shape = (self.classes, self.m)
+        if not isinstance(mapping, Tensor) or mapping.shape != shape or mapping.dtype != torch.int64:
+            given = f"{mapping.dtype} {tuple(mapping.shape)}" if isinstance(mapping, Tensor) else repr(mapping)
+            raise ValueError(f"mapping must be an int64 tensor {shape}, the outputs of each class, not {given}")
         if int(mapping.min()) < 0 or int(mapping.max()) >= outputs or len(mapping.unique()) < mapping.numel():
             raise ValueError(f"mapping must hold outputs 0 … {outputs - 1} of the model, none of them twice")
         return mapping
@@ -340,7 +353,8 @@ class Reprogram(Fitted):
 def _check_numbers(every: int, beta: float, decay: float, **others: Any) -> None:
     """Raises ValueError or TypeError for settings of `fit` that are out of range."""
     check_settings({**others, "beta": beta})
-    check_settings({"steps": every})
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(f"every must be a whole number of steps, 1 or more, not {every!r}")
     for name, value, most in (("beta", beta, math.inf), ("decay", decay, 1.0)):
         if not 0 < value <= most:
             raise ValueError(f"{name} must be more than 0{f' and at most {most:g}' * (most < math.inf)}, not {value}")

@@ -106,8 +106,14 @@ def misspell(
     """
     if by not in ("worst", "importance", "random"):
         raise ValueError(f"by must be worst, importance or random, not {by!r}")
-    if isinstance(texts, str) or len(texts) != len(y):
-        raise ValueError("texts must be a list of strings, and y a tensor of as many labels")
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("texts must be a list of strings")
+    for name, labels in (("y", y), ("target", target)):
+        if labels is not None and (not isinstance(labels, Tensor) or labels.dtype != torch.int64
+                                   or labels.shape != (len(texts),)):
+            raise ValueError(f"{name} must be an int64 tensor ({len(texts)},), one class number for each text")
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise ValueError(f"kinds must be among {', '.join(KINDS)}, and at least one, not {kinds!r}")
     if not isinstance(edits, int) or edits < 0:
         raise ValueError(f"edits must be a whole number of words, 0 or more, not {edits!r}")
     check_settings({"top": top, "tries": tries, "each": each, "generator": generator})
@@ -146,21 +152,27 @@ class _Text:
         self.left = [k for k, (a, b) in enumerate(words(text)) if b - a >= LEAST and text[a:b].lower() not in keep]
 
     def candidates(self, by: str, kinds: tuple[str, ...], each: int, tries: int | None) -> list[tuple[int, str]]:
-        """What one more misspelt word makes of the text, with the number of the word."""
-        spans, chosen = words(self.now), self.left
-        if by == "importance":
-            chosen = chosen[:1]
-        elif by == "random" and chosen:
-            chosen, tries = [chosen[self.random.integers(len(chosen))]], 1
-        found = []
-        for k in chosen:
-            a, b = spans[k]
-            found += [(k, self.now[:a] + new + self.now[b:]) for new in self.forms(self.now[a:b], kinds, each, tries)]
+        """What one more misspelt word makes of the text, with the number of the word. A word that has no misspelling of
+        these kinds, as "good" has none by a swap, makes way for the next."""
+        spans = words(self.now)
+        found: list[tuple[int, str]] = []
+        while self.left and not found:
+            chosen = self.left
+            if by == "importance":
+                chosen = chosen[:1]
+            elif by == "random":
+                chosen, tries = [chosen[self.random.integers(len(chosen))]], 1
+            for k in chosen:
+                a, b = spans[k]
+                forms = self.forms(self.now[a:b], kinds, each, tries)
+                found += [(k, self.now[:a] + new + self.now[b:]) for new in forms]
+                if not forms:
+                    self.left = [j for j in self.left if j != k]
         return found
 
     def forms(self, word: str, kinds: tuple[str, ...], each: int, tries: int | None) -> Sequence[str]:
         options = misspellings(word, kinds)
-        if tries is not None and (len(options) > tries or each > 1):
+        if options and tries is not None and (len(options) > tries or each > 1):
             options = tuple(options[j] for j in self.random.choice(len(options), tries, replace=each > 1))
         for _ in range(each - 1):
             further = [misspellings(option, kinds) for option in options]
@@ -172,8 +184,11 @@ class _Text:
 
 
 def misspelt(before: str, after: str) -> int:
-    """How many words differ between two texts of as many words."""
-    return sum(a != b for a, b in zip(WORD.findall(before), WORD.findall(after), strict=True))
+    """How many words differ between two texts of as many words. Raises ValueError where they are not as many."""
+    one, other = WORD.findall(before), WORD.findall(after)
+    if len(one) != len(other):
+        raise ValueError(f"a misspelling keeps the number of words, and these texts have {len(one)} and {len(other)}")
+    return sum(a != b for a, b in zip(one, other, strict=True))
 
 
 def scores(classifier: Any) -> Predict:
@@ -194,5 +209,11 @@ def _lead(predict: Predict, goal: Goal, texts: list[str], of: Sequence[int]) -> 
     z = predict(different)
     if not isinstance(z, Tensor) or z.dim() != 2 or len(z) != len(different):
         raise ValueError("predict must return scores (n, K) for a list of n texts")
+    if bool(z.isnan().any()):
+        raise ValueError(f"predict returned NaN for {int(z.isnan().any(1).sum())} of {len(z)} texts")
+    for name, labels in (("y", goal.y), ("target", goal.target)):
+        if labels is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < z.shape[1]:
+            raise ValueError(f"{name} holds {int(labels.min())} … {int(labels.max())}, predict gives scores of the "
+                             f"classes 0 … {z.shape[1] - 1}")
     z, part = z[[place[text] for text in texts]].cpu(), goal[torch.tensor(list(of))]
     return part.lead(z), part.reached(z)

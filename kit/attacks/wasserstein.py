@@ -270,7 +270,7 @@ def transport(x: Tensor, x_adv: Tensor, *, window: int | None = None, cost: str 
     check_images(x_adv)
     if x.shape != x_adv.shape:
         raise ValueError(f"the images must have the same shape, not {tuple(x.shape)} and {tuple(x_adv.shape)}")
-    window = 2 * max(x.shape[2:]) - 1 if window is None else window
+    window = max(3, 2 * max(x.shape[2:]) - 1) if window is None else window
     pairs = zip(x.detach().cpu().double(), x_adv.detach().cpu().double(), strict=True)
     found = [_programme(Moves(one[None], window, cost), other[None]) for one, other in pairs]
     return torch.tensor(found, dtype=x.dtype, device=x.device)
@@ -284,6 +284,8 @@ def _programme(moves: Moves, end: Tensor) -> float:
     before, after = moves.x.sum((2, 3), keepdim=True), end.sum((2, 3), keepdim=True)
     if bool(((before == 0) != (after == 0)).any()):
         return float("inf")
+    if not len(moves.mass):
+        return 0.0
     end = (end * before / after.clamp_min(1e-30)).flatten()
     pixel, offset = (moves.inside & (end[moves.to] > 0)).nonzero(as_tuple=True)
     goes, variables, cost = moves.to[pixel, offset].numpy(), np.arange(len(pixel)), moves.cost[offset].numpy()

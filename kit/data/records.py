@@ -67,7 +67,7 @@ def records(split: str = "test", n: int | None = None, seed: int = 0) -> Records
     """
     check_split(split)
     n = COUNTS[split] if n is None else n
-    if not 1 <= n <= COUNTS[split]:
+    if not isinstance(n, int) or not 1 <= n <= COUNTS[split]:
         raise ValueError(f"n={n}, but records/{split} has {COUNTS[split]} texts: ask for 1 to {COUNTS[split]}")
     random = np.random.default_rng(SEEDS[split])
     texts = [_record(random, positive=i % 2 == 1) for i in range(COUNTS[split])]

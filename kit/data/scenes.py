@@ -92,7 +92,7 @@ def distances(data: Data) -> tuple[Tensor, Tensor]:
     An object is the nearer the larger it is, from 0.4 to 1, and stands before a wall at 1.5. Dark surfaces send little
     back: on them σ is 0.25, on light ones 0.05. A measurement is d + σ ε with ε ~ N(0, 1).
     """
-    if data.mask is None or data.concepts is None:
+    if not isinstance(data, Data) or data.mask is None or data.concepts is None:
         raise ValueError("these images have no masks and factors: take scenes, kit.data.load('scenes')")
     near = (data.concepts["scale"] - 0.34) / (0.57 - 0.34)
     d = torch.where(data.mask, (1 - 0.6 * near).view(-1, 1, 1), WALL)

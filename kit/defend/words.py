@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.attacks.text import KINDS, LETTERS, WORD, misspellings
-from kit.core import alike
+from kit.core import alike, check_settings
 from kit.core.fitted import Fitted
 from kit.core.seeding import ambient_randomness_kept
 
@@ -32,7 +32,7 @@ def letters(word: str) -> Tensor:
 
 def vocabulary(texts: Sequence[str], least: int = 1) -> list[str]:
     """The words, in small letters, that stand in these texts at least so often."""
-    counts = Counter(word for text in texts for word in WORD.findall(text.lower()))
+    counts = Counter(word for row in _rows(texts) for word in row)
     return sorted(word for word, count in counts.items() if count >= least)
 
 
@@ -49,10 +49,19 @@ class WordRecogniser(Fitted):
     def __init__(self, known: Sequence[str], *, width: int = 64, unknown: str = "pass"):
         if unknown not in ("pass", "neutral"):
             raise ValueError(f"unknown must be pass or neutral, not {unknown!r}")
+        if isinstance(known, str) or any(WORD.fullmatch(word) is None or word != word.lower() for word in known):
+            raise ValueError("known must be a list of words of the letters a to z, such as vocabulary(texts)")
+        if width < 1:
+            raise ValueError(f"width must be 1 or more hidden units, not {width}")
         self.known, self.width, self.unknown = list(known), width, unknown
+        self.net = self._new()
+
+    def _new(self) -> nn.Sequential:
+        """The network as it is before it is trained, the same each time."""
         with ambient_randomness_kept(torch.device("cpu")):
             torch.manual_seed(0)
-            self.net = nn.Sequential(nn.Linear(9 * SIZE, width), nn.ReLU(), nn.Linear(width, len(self.known) + 1))
+            return nn.Sequential(
+                nn.Linear(9 * SIZE, self.width), nn.ReLU(), nn.Linear(self.width, len(self.known) + 1))
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.net.state_dict())
@@ -66,13 +75,18 @@ class WordRecogniser(Fitted):
     ) -> WordRecogniser:
         """Trained by cross-entropy to give back the words of `texts`, of which each time a share is misspelt.
 
-        A word that is not `known` is to be recognised as none. `batch` is in words.
+        A word that is not `known` is to be recognised as none. `batch` is in words. A second fit begins anew.
         """
-        source = alike(generator)
+        check_settings({"epochs": epochs, "batch": batch, "lr": lr, "generator": generator})
+        if not 0 <= share <= 1:
+            raise ValueError(f"share must lie between 0 and 1, not {share}")
+        rows = _rows(texts)
+        if not any(rows):
+            raise ValueError("there is no word in these texts to learn from")
+        self.net, source = self._new(), alike(generator)
         random = np.random.default_rng(int(torch.randint(2**31, (), generator=source)))
         parameters, place = list(self.net.parameters()), {word: i for i, word in enumerate(self.known)}
         adam = torch.optim.Adam(parameters, lr=lr)
-        rows = [WORD.findall(text.lower()) for text in texts]
         y = torch.tensor([place.get(word, len(self.known)) for row in rows for word in row])
         for _ in range(epochs):
             typed = [[_typed(word, share, tuple(kinds), random) for word in row] for row in rows]
@@ -87,7 +101,7 @@ class WordRecogniser(Fitted):
 
     def __call__(self, texts: Sequence[str]) -> list[str]:
         """The texts as they are read. Cost: a pass for each different word among different neighbours."""
-        rows = [_threes(WORD.findall(text.lower())) for text in texts]
+        rows = [_threes(row) for row in _rows(texts)]
         different = list(dict.fromkeys(three for row in rows for three in row))
         read: dict[tuple[str, ...], str] = {}
         if different:
@@ -102,6 +116,13 @@ class WordRecogniser(Fitted):
             now = iter([read[three] for three in row])
             found.append(WORD.sub(lambda _, now=now: next(now), text))  # type: ignore[misc]
         return found
+
+
+def _rows(texts: Sequence[str]) -> list[list[str]]:
+    """The words of each text, in small letters: found first, since small letters of other scripts may be of a to z."""
+    if isinstance(texts, str):
+        raise ValueError("texts must be a list of strings, not one string: write [text]")
+    return [[word.lower() for word in WORD.findall(text)] for text in texts]
 
 
 def _threes(row: list[str]) -> list[tuple[str, str, str]]:

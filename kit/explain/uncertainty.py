@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.core import seeding
-from kit.core.checks import check_fits, check_images
+from kit.core.checks import check_fits, check_images, check_settings
 from kit.core.network import replace
 from kit.core.passes import borrowed, chunks, laid_out
 from kit.data.scenes import DARK_NOISE, LIGHT_NOISE, distances
@@ -54,8 +54,9 @@ def mc_dropout(
                          "an ensemble (answers)")
     if any(layer.p >= 1 for layer in layers.values()):
         raise ValueError("a dropout of p = 1 leaves nothing: let p lie below 1")
-    if passes < 1:
+    if not isinstance(passes, int) or passes < 1:
         raise ValueError(f"passes={passes}: at least one answer is needed")
+    check_settings({"generator": generator})
     check_images(x)
     check_fits(model, x)
     draws, found = seeding.Draws(len(x), generator), []
@@ -83,6 +84,8 @@ def answers(models: Sequence[nn.Module], x: Tensor) -> Tensor:
     Raises ValueError for no networks, or for networks that answer in different shapes.
     """
     check_images(x)
+    if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
+        raise TypeError("models must be a list of networks, not one network: write [network]")
     if not len(models):
         raise ValueError("an ensemble has at least one network")
     each = []
@@ -105,7 +108,7 @@ def entropies(p: Tensor) -> Uncertainty:
     The mean entropy is what each answer leaves open by itself (sensing); the rest, the information I between the answer
     and the class, is what they disagree about (modelling). Raises ValueError for what does not sum to 1 over K.
     """
-    if p.dim() < 3 or bool((p < 0).any()) or not torch.allclose(p.sum(2), torch.ones_like(p.sum(2)), atol=1e-3):
+    if p.dim() < 3 or not p.numel() or not _sums_to_1(p, 2):
         raise ValueError("p must hold probabilities (N, T, K, …) that sum to 1 over K: use logits.softmax(2)")
     total, sensing = entropy(p.mean(1), 1), entropy(p, 2).mean(1)
     return Uncertainty(total, sensing, (total - sensing).clamp_min(0))
@@ -121,8 +124,9 @@ def variances(mu: Tensor, s: Tensor) -> Uncertainty:
 
     The variance of the means is over T, not T − 1: that of the mixture. Raises ValueError for other shapes.
     """
-    if mu.shape != s.shape or mu.dim() < 2:
-        raise ValueError(f"μ and s have one shape (N, T, …), not {tuple(mu.shape)} and {tuple(s.shape)}")
+    if mu.shape != s.shape or mu.dim() < 2 or not mu.numel():
+        raise ValueError(f"μ and s have one shape (N, T, …) of at least one answer, not {tuple(mu.shape)} "
+                         f"and {tuple(s.shape)}")
     sensing, modelling = s.exp().mean(1), mu.var(1, unbiased=False)
     return Uncertainty(sensing + modelling, sensing, modelling)
 
@@ -133,8 +137,12 @@ def variances(mu: Tensor, s: Tensor) -> Uncertainty:
 def gaussian_nll(mu: Tensor, s: Tensor, y: Tensor) -> Tensor:
     """½ e^{−s} (y − μ)² + ½ s for s = ln σ², elementwise: −ln N(y; μ, σ²) without its constant.
 
+    Raises ValueError where the three have not one shape, but for numbers (): (N, 1) against (N,) would compare every
+    pair.
     At its minimum σ² is the mean squared error. The gradient of μ is (μ − y) / σ²: where σ has grown, μ learns slowly.
     """
+    if len({v.shape for v in (mu, s, y) if v.dim()}) > 1:
+        raise ValueError(f"μ, s and y have one shape, not {tuple(mu.shape)}, {tuple(s.shape)} and {tuple(y.shape)}")
     return 0.5 * (-s).exp() * (y - mu).square() + 0.5 * s
 
 
@@ -145,6 +153,12 @@ def noisy_logits_nll(
 
     The mean is over probabilities. A mean of losses would be least at σ = 0, since cross-entropy is convex in z.
     """
+    if z.shape != s.shape or z.dim() < 2 or y.shape != (z.shape[0], *z.shape[2:]):
+        raise ValueError(f"z and s have one shape (N, K, …) and y is (N, …), not {tuple(z.shape)}, {tuple(s.shape)} "
+                         f"and {tuple(y.shape)}")
+    if draws < 1:
+        raise ValueError(f"draws={draws}: at least one is needed")
+    _check_classes(y, z.shape[1])
     source = generator or seeding.generator()
     noise = torch.randn((draws, *z.shape), generator=source, device=source.device, dtype=z.dtype).to(z.device)
     log_p = (z + (0.5 * s).exp() * noise).log_softmax(2)
@@ -173,10 +187,14 @@ def reliability(p: Tensor, y: Tensor, bins: int = 15) -> Reliability:
 
     An empty bin has share 0 and NaN. The error is biased upwards for few answers, since chance alone moves a bin.
     """
-    if p.dim() != 2 or len(p) != len(y) or not len(p):
-        raise ValueError(f"one label is needed for each row of p (N, K), which is {tuple(p.shape)} for {len(y)} labels")
-    if bins < 1:
-        raise ValueError(f"bins={bins}: at least one is needed")
+    if p.dim() != 2 or y.shape != p.shape[:1] or not len(p):
+        raise ValueError(f"one label is needed for each row of p (N, K), which is {tuple(p.shape)} for y "
+                         f"{tuple(y.shape)}")
+    if not isinstance(bins, int) or bins < 1:
+        raise ValueError(f"bins={bins}: a whole number, at least one, is needed")
+    if not _sums_to_1(p, 1):
+        raise ValueError("p must hold probabilities (N, K) that sum to 1 over K: use logits.softmax(1)")
+    _check_classes(y, p.shape[1])
     sure, answer = p.double().max(1)
     place = (sure * bins).ceil().long().clamp(1, bins) - 1
     number = torch.zeros(bins, dtype=torch.float64, device=p.device).index_add_(0, place, torch.ones_like(sure))
@@ -188,7 +206,17 @@ def temperature(z: Tensor, y: Tensor) -> float:
     """T > 0 that minimises the mean cross-entropy of softmax(z / T), on logits (N, K) and labels (N,) kept for it.
 
     A golden-section search over ln T in [ln 0.05, ln 20]: the loss is convex in 1 / T, so that it has one minimum.
+    Raises ValueError where it has none there: where every answer is right it falls for ever as T → 0, and where logits
+    say nothing about the labels as T → ∞.
     """
+    if z.dim() != 2 or y.shape != z.shape[:1] or not len(z):
+        raise ValueError(f"one label is needed for each row of z (N, K), which is {tuple(z.shape)} for y "
+                         f"{tuple(y.shape)}")
+    if not bool(z.isfinite().all()):
+        raise ValueError("the logits hold NaN or infinity")
+    _check_classes(y, z.shape[1])
+    if bool((z.argmax(1) == y).all()):
+        raise ValueError(f"all {len(z)} answers are right, so that no temperature is best: keep more labels for it")
     z = z.double()
     low, high, ratio = math.log(0.05), math.log(20.0), (math.sqrt(5) - 1) / 2
 
@@ -206,16 +234,34 @@ def temperature(z: Tensor, y: Tensor) -> float:
             low, a, at_a = a, b, at_b
             b = low + ratio * (high - low)
             at_b = loss(b)
-    return math.exp((low + high) / 2)
+    found = math.exp((low + high) / 2)
+    if not 0.0501 < found < 19.99:
+        raise ValueError("no temperature between 0.05 and 20 is best: the logits say nothing about these labels, or "
+                         "are of another scale")
+    return found
 
 
 def error_kept(error: Tensor, uncertainty: Tensor, keep: Sequence[float]) -> Tensor:
     """The mean error of the `keep` least uncertain shares, one number each: falling as less is kept, if it knows."""
+    if error.shape != uncertainty.shape:
+        raise ValueError(f"error and uncertainty have one shape, not {tuple(error.shape)} and "
+                         f"{tuple(uncertainty.shape)}")
     order = error.flatten()[uncertainty.flatten().argsort(stable=True)].double()
     if order.numel() == 0 or any(not 0 < share <= 1 for share in keep):
         raise ValueError("keep holds shares above 0 and up to 1, of at least one error")
     means = order.cumsum(0) / torch.arange(1, order.numel() + 1, device=order.device)
     return means[[max(1, round(share * order.numel())) - 1 for share in keep]]
+
+
+def _sums_to_1(p: Tensor, dim: int) -> bool:
+    sums = p.sum(dim)
+    return not bool((p < 0).any()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+
+
+def _check_classes(y: Tensor, classes: int) -> None:
+    if y.dtype != torch.int64 or int(y.min()) < 0 or int(y.max()) >= classes:
+        raise ValueError(f"y must hold class numbers 0 … {classes - 1} as int64, not {y.dtype} {int(y.min())} … "
+                         f"{int(y.max())}")
 
 
 # --- the network of the chapter -------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from torch import nn
 
 from kit.attacks import advcam
 from kit.attacks.advcam import gram, smoothness, style_loss
-from kit.core import features, fooled, generator, logits
+from kit.core import features, fooled, generator, logits, margin
 
 LAYERS = ["block1", "block2"]
 pytestmark = pytest.mark.filterwarnings("ignore::kit.core.checks.MisleadingModel")
@@ -129,6 +129,17 @@ def test_a_reader_of_its_own_gives_the_style(case):
     assert torch.allclose(same[1:], advcam(model, x, y, **options)[1:])
 
 
+def test_masks_of_another_dtype(case):
+    model, x, y = case
+    half = torch.zeros(1, 1, 10, 12, dtype=torch.float64)
+    half[..., :6] = 1
+    options = {"style": x[:1], "layers": LAYERS, "steps": 3, "lam": 0.0}
+    exact = advcam(model, x, y, mask=half, style_mask=half, **options)
+    for kind in (torch.bool, torch.float32):
+        assert torch.equal(advcam(model, x, y, mask=half.to(kind), style_mask=half.to(kind), **options), exact)
+    assert not torch.equal(advcam(model, x, y, mask=half, **options), exact)  # the style is that within its mask
+
+
 def test_mistakes_get_one_sentence(case):
     model, x, y = case
     good = {"style": x[:1], "layers": LAYERS, "steps": 1}
@@ -136,6 +147,62 @@ def test_mistakes_get_one_sentence(case):
                            ({"layers": ["head"]}, "no feature maps"), ({"mask": x[:1]}, "mask must have the shape"),
                            ({"mask": torch.zeros_like(x[:1, :1])}, "above 0 somewhere"),
                            ({"style_mask": 2 + x[:1, :1]}, r"lie in \[0, 1\]"),
+                           ({"mask": torch.nan * x[:1, :1]}, r"lie in \[0, 1\]"),
+                           ({"style": 255 * x[:1]}, "divide them by 255"), ({"layers": "block1"}, "must be a list"),
+                           ({"style": (255 * x[:1]).byte()}, "style is of no use"),
                            ({"lam_tv": float("nan")}, "lam_tv")):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises((ValueError, TypeError), match=words):
             advcam(model, x, y, **(good | changed))
+
+
+def test_the_terms_have_the_size_that_they_say(case):
+    """A grey mask weighs nothing; the style of nothing is 1 off; what is counted across is counted down."""
+    A = torch.rand(2, 3, 4, 4, generator=generator(2), dtype=torch.float64)
+    assert torch.allclose(gram(A, torch.full((1, 1, 8, 8), 0.5, dtype=torch.float64)), gram(A))
+    model, x, _ = case
+    maps, grams = read(model, x)
+    assert torch.allclose(style_loss([0 * m for m in maps], grams), torch.ones(5, dtype=torch.float64))
+    v, mask = x[:1], (x[:1, :1] > 0.5).double()
+    assert torch.allclose(smoothness(v, mask), smoothness(v.transpose(2, 3), mask.transpose(2, 3)))
+    assert smoothness(v, 0.5 * mask)[0] == pytest.approx(float(smoothness(v, mask)[0]))
+    mask[:, :, 1:] = 0
+    v = v * 0 + v[..., :1]  # changes down alone, where the mask is not
+    assert smoothness(v, mask)[0] == 0
+
+
+def test_its_own_style_within_its_own_mask_is_no_reason_to_move(case):
+    model, x, y = case
+    mask = torch.zeros(1, 1, 10, 12, dtype=torch.float64)
+    mask[..., 2:8, 3:10] = 1
+    options = {"style": x, "layers": LAYERS, "lam": 0.0, "lam_tv": 0.0, "steps": 3, "mask": mask}
+    assert (advcam(model, x, y, style_mask=mask, **options) - x).abs().max() < 1e-9
+    assert (advcam(model, x, y, **options) - x).abs().max() > 1e-3
+
+
+def test_content_holds_back_and_kappa_is_how_far_it_leads(case):
+    model, x, y = case
+    options = {"style": 0.5 * x[:1], "layers": LAYERS, "steps": 30, "lr": 0.05, "lam_tv": 0.0}
+    loose, held = (advcam(model, x, y, lam=0.0, lam_content=c, **options) for c in (0.0, 50.0))
+    before = read(model, x)[0][1]
+    far = [(read(model, v)[0][1] - before).square().sum() for v in (loose, held)]
+    assert far[1] < 0.5 * far[0]
+    x_adv = advcam(model, x, y, lam=5.0, kappa=0.3, **(options | {"steps": 80}))
+    lead = margin(logits(model, x_adv), y)
+    assert (lead > 0.3).sum() >= 3
+    assert (lead[lead > 0] > 0.3).all()
+    wrong = 3 - logits(model, x).flip(1).argmax(1)
+    other = (wrong + 1) % 4  # x is not of this class: nothing is left to attack
+    ahead = margin(logits(model, x), other) > 0.05
+    assert ahead.sum() >= 3
+    free, pushed = (advcam(model, x, other, lam=lam, kappa=0.0, **(options | {"steps": 2, "lr": 1e-4}))
+                    for lam in (0.0, 5.0))
+    assert torch.equal(free[ahead], pushed[ahead])
+
+
+def test_a_reader_is_asked_in_evaluation_mode(case):
+    model, x, y = case
+    reader = net(7)
+    reader.block1.add_module("drop", nn.Dropout(0.5))
+    reader.train()
+    options = {"style": x[:1], "layers": LAYERS, "lam": 0.0, "steps": 3, "reader": reader}
+    assert torch.equal(advcam(model, x, y, **options), advcam(model, x, y, **options))

@@ -315,6 +315,8 @@ def test_digits_from_a_network_of_scenes_and_the_controls():
     ({"mapping": torch.tensor([[0], [0]])}, "none of them twice"),
     ({"mapping": torch.tensor([[0], [3]])}, "outputs 0 … 2"),
     ({"mapping": torch.tensor([0, 1])}, r"mapping must be an int64 tensor \(2, 1\)"),
+    ({"mapping": [[0], [1]]}, "mapping must be an int64 tensor"), ({"m": 1.5}, "m must be a whole"),
+    ({"every": 0}, "every must be"), ({"shape": 3}, "shape must be"), ({"batch": 0}, "batch must be"),
 ])
 def test_mistakes_get_one_sentence(wrong, words):
     settings: dict = {"shape": SHAPE, "classes": 2}
@@ -328,3 +330,80 @@ def test_mistakes_get_one_sentence(wrong, words):
 def test_there_is_no_answer_before_fit():
     with pytest.raises(ValueError, match="call fit"):
         Reprogram(Gate(), shape=SHAPE, classes=2).predict(torch.rand(1, 1, 4, 4))
+
+
+def test_mistakes_around_a_fit(gated):
+    model, x, y = gated
+    reprogram = Reprogram(model, shape=SHAPE, classes=2).fit(x, y, steps=2)
+    before = reprogram.logits(x)
+    for wrong in (255 * x, torch.rand(len(x), 1, 3, 3)[:1], torch.rand(len(x), 1, 9, 9)):
+        with pytest.raises(ValueError, match=r"255|must have the shape|leave no frame"):
+            reprogram.fit(wrong, y)
+    assert set(reprogram.tensors()) == {"program", "mapping", "inside"}  # a fit that failed leaves what was
+    assert torch.equal(reprogram.logits(x), before)
+    with pytest.raises(ValueError, match="fitted around images"):
+        reprogram.predict(torch.rand(2, 1, 3, 3))
+    with pytest.raises(ValueError, match=r"x\[None\]"):
+        reprogram.embed(x[0])
+    with pytest.raises(ValueError, match="a program has the shape"):
+        reprogram.embed(x, torch.zeros(3, 4, 4))
+    p = torch.full((4, 3), 1 / 3)
+    for labels, m, words in (([0, 1, 2, 0], 1, "y holds 0 … 2"), ([0, 1], 1, "p must be"), ([0, 1, 0, 1], 0, "m 1 or")):
+        with pytest.raises(ValueError, match=words):
+            frequency_mapping(p, torch.tensor(labels), 2, m)
+
+
+# --- what it says of itself -----------------------------------------------------------------------------------------
+
+
+def test_probes_are_beta_away():
+    """F = ‖w‖² tells the length: (F(w + βu) − F(w)) / β = 2 w·u + β, so that at w = 0 all of ĝ is b/q Σ β u_j."""
+    w, seen = torch.zeros(6, dtype=torch.float64), []
+
+    def f(v):
+        seen.append(v)
+        return v.square().sum(1)
+
+    _, g = one_sided(f, w, q=5, beta=0.1, draws=generator(0))
+    far = torch.cat(seen)
+    assert torch.allclose(far.norm(dim=1).sort().values, torch.tensor([0.0] + [0.1] * 5, dtype=torch.float64))
+    assert torch.allclose(g, 6 / 5 * far.sum(0))
+
+
+@pytest.mark.parametrize("q", [None, 3])
+def test_an_epoch_asks_about_every_image_alike_in_the_generators_order(gated, q):
+    model, x, y = gated
+    n = len(x) // 4 * 4
+    counted = QueryCounter(model, n)
+    how = {"steps": 2 * n // 4, "batch": 4, "q": q, "mapping": torch.tensor([[1], [0]])}
+    fitted = Reprogram(counted, shape=SHAPE, classes=2).fit(x[:n], y[:n], **how)
+    assert (counted.counts == 2 * (1 if q is None else q + 1)).all()
+    other = Reprogram(model, shape=SHAPE, classes=2).fit(x[:n], y[:n], generator=generator(1), **how)
+    assert not torch.equal(fitted.program, other.program)
+    assert (fitted.program[:, 2:6, 2:6] == 0).all()  # what is never seen is never moved
+    assert (fitted.program != 0).sum() == 3 * 48
+
+
+def test_the_first_loss_is_that_of_the_padded_model_and_decay_falls_by_the_epoch(linear_task):
+    model, x, y = linear_task
+    own = torch.arange(4)[:, None]
+    how = {"mapping": own, "batch": 50, "lr": 0.05, "decay": 1e-9}
+    runs = [Reprogram(model, shape=SHAPE, classes=4).fit(x, y, steps=steps, **how).program for steps in (3, 4, 8)]
+    assert (runs[0] - runs[1]).abs().max() > 1e-3
+    torch.testing.assert_close(runs[1], runs[2], atol=1e-6, rtol=0)
+    first = Reprogram(model, shape=SHAPE, classes=4).fit(x, y, steps=1, mapping=own, batch=200).history[0]
+    assert first.loss == pytest.approx(float(F.cross_entropy(logits(model, padded(x)), y)), rel=1e-5)
+
+
+def test_of_programs_that_are_as_good_the_earliest_is_kept(linear_task):
+    model, x, y = linear_task
+    reprogram = Reprogram(model, shape=SHAPE, classes=4).fit(
+        x, y, x_dev=x, y_dev=y, steps=4, every=1, lr=1e-9, mapping=torch.arange(4)[:, None])
+    assert len({step.accuracy for step in reprogram.history}) == 1
+    assert (reprogram.program == 0).all()
+
+
+def test_a_class_of_few_images_chooses_as_well_as_one_of_many():
+    """Means, not sums: the many images of class 0 favour output 1 a little, the one of class 1 needs it."""
+    p = torch.tensor([[0.4, 0.5, 0.1]] * 9 + [[0.1, 0.9, 0.0]])
+    assert frequency_mapping(p, torch.tensor([0] * 9 + [1]), 2).tolist() == [[0], [1]]

@@ -148,3 +148,78 @@ def test_mistakes_get_one_sentence(options, words):
     with pytest.raises(ValueError, match="scores"):
         misspell(lambda texts: bag(texts)[0], [TEXT], torch.tensor([0]))
     assert set(KINDS) == {"swap", "drop", "add", "key"}
+
+
+def test_a_word_without_a_misspelling_makes_way():
+    """"good" has no swap. It must not end the attack, nor the control, nor let a text depend on its mates."""
+    def long(texts):  # the more an o stands in front, the more it matters
+        z = torch.tensor([9.0 * t.count("good") + t.count("words") for t in texts])
+        return torch.stack([z + 1, torch.zeros_like(z)], 1)
+
+    y, swap = torch.tensor([0, 0]), ("swap",)
+    for by in ("worst", "importance", "random"):
+        for seed in range(6):
+            options = {"edits": 1, "by": by, "kinds": swap, "generator": generator(seed)}
+            alone = misspell(long, ["A good few words"], y[:1], **options)
+            options["generator"] = generator(seed)
+            assert alone[0] in ("A good few wrods", "A good few wodrs"), by
+            assert misspell(long, ["A good few words", "other things"], y, **options)[0] == alone[0]
+    assert misspell(long, ["good food"], y[:1], kinds=swap, each=2, tries=3) == ["good food"]
+    assert misspell(long, ["good food"], y[:1], kinds=swap, each=2, by="random") == ["good food"]
+
+
+@pytest.mark.parametrize(("changed", "words"), [
+    ({"y": torch.tensor([5])}, r"y holds 5 … 5"), ({"y": [0]}, "int64 tensor"), ({"y": torch.tensor([0.0])}, "int64"),
+    ({"y": torch.tensor([0, 0])}, r"int64 tensor \(1,\)"), ({"target": torch.tensor([2])}, "target holds 2"),
+    ({"target": torch.tensor([1, 1])}, "target must be"), ({"texts": [None]}, "list of strings"),
+    ({"kinds": ()}, "at least one"), ({"kinds": "swap"}, "kinds must be"),
+    ({"predict": lambda texts: bag(texts) * torch.nan}, "NaN for 1 of 1"),
+])
+def test_labels_texts_and_answers_that_make_no_sense(changed, words):
+    with pytest.raises(ValueError, match=words):
+        misspell(**({"predict": bag, "texts": [TEXT], "y": torch.tensor([0])} | changed))
+    with pytest.raises(ValueError, match="2 and 1"):
+        misspelt("two words", "one")
+
+
+def test_words_of_grammar_are_left_whatever_they_weigh():
+    def grammar(texts):
+        z = torch.tensor([9.0 * ("with" in t.lower()) + t.lower().count("mass") for t in texts])
+        return torch.stack([z + 1, torch.zeros_like(z)], 1)
+
+    y = torch.tensor([0])
+    for by in ("worst", "importance", "random"):
+        assert misspelt("With mass with", misspell(grammar, ["With mass with"], y, by=by, edits=3)[0]) == 1
+    assert grammar(misspell(grammar, ["With mass"], y, keep=frozenset()))[0, 0] == 1
+
+
+def test_at_random_it_is_any_word():
+    found = [misspell(bag, [TEXT], torch.tensor([0]), edits=1, by="random", generator=generator(s))[0]
+             for s in range(20)]
+    pairs = [zip(re.findall("[A-Za-z]+", TEXT), re.findall("[A-Za-z]+", t), strict=True) for t in found]
+    assert len({next(a for a, b in pair if a != b) for pair in pairs}) >= 5
+
+
+def test_the_questions_are_those_that_it_says():
+    """One about the text; of each word that is tried the number of its candidates; and one for each word's place."""
+    asked = []
+
+    def counted(texts):
+        asked.append(len(texts))
+        assert len(set(texts)) == len(texts)
+        return bag(texts)
+
+    y, spans = torch.tensor([0]), words(TEXT)
+    able = [TEXT[a:b] for a, b in spans if b - a >= 4 and TEXT[a:b].lower() not in STOP_WORDS]
+    forms = {word: len(misspellings(word)) for word in able}
+    ranked = len({TEXT[:a] + TEXT[b:] for a, b in spans}) + 1
+    for options, expected in (
+        ({"by": "worst"}, 1 + sum(forms[word] for word in able)),
+        ({"by": "importance"}, 1 + ranked + forms["benign"]),
+        ({"by": "worst", "top": 2}, 1 + ranked + forms["benign"] + forms["coarse"]),
+        ({"by": "worst", "tries": 3}, 1 + 3 * len(able)),
+        ({"by": "random"}, 2), ({"edits": 0}, 0)):
+        asked.clear()
+        misspell(counted, [TEXT], y, **({"edits": 1} | options))
+        slack = len(able) if options == {"by": "worst"} else 0  # two words that are alike have other texts
+        assert abs(sum(asked) - expected) <= slack, options

@@ -220,6 +220,8 @@ def test_transport_measures():
     assert transport(x, 0.5 * x)[0] == pytest.approx(0)
     assert transport(x, shifted, window=3)[0] == torch.inf
     assert transport(x, torch.zeros_like(x))[0] == torch.inf
+    assert transport(0 * x, 0 * x).tolist() == [0, 0]
+    assert transport(x[..., 2:3, 1:2], x[..., 2:3, 1:2]).tolist() == [0, 0]
 
 
 def test_mistakes_get_one_sentence(linear):
@@ -231,3 +233,26 @@ def test_mistakes_get_one_sentence(linear):
             wasserstein(model, x, y, eps=0.1, **options)
     with pytest.raises(ValueError, match="same shape"):
         transport(x, x[:2])
+
+
+def test_the_best_on_the_way_is_what_returns():
+    """The same steps go before more of them, so that more are never worse; one step is seen, and a rough one undone."""
+    x = rand(3, 1, 4, 4, seed=9)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    with torch.no_grad():
+        for k, p in enumerate(model.parameters()):
+            p.copy_(3 * (rand(*p.shape, seed=20 + k) - 0.5))
+    y = logits(model, x).argmax(1)
+    for by, step in (("frank-wolfe", 0.1), ("projected", 3.0)):
+        gains = torch.stack([margin(logits(model, wasserstein(
+            model, x, y, eps=0.4, by=by, steps=steps, step=step, loss=margin)), y) for steps in range(1, 9)])
+        assert (gains[0] > margin(logits(model, x), y)).all(), by
+        assert (gains[1:] >= gains[:-1] - 1e-9).all(), by
+
+
+def test_sharpness_and_inner_are_those_that_are_given(linear):
+    model, x, y, _ = linear
+    soft, sharp, few = (wasserstein(model, x, y, eps=0.1, by="sinkhorn", steps=1, sharpness=s, inner=i)
+                        for s, i in ((30.0, 50), (1000.0, 50), (1000.0, 1)))
+    assert (soft - sharp).abs().max() > 1e-3
+    assert (few - sharp).abs().max() > 1e-3

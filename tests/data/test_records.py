@@ -34,7 +34,8 @@ def test_only_a_positive_report_concludes_so():
 
 
 def test_mistakes():
-    with pytest.raises(ValueError, match="ask for 1 to 500"):
-        records("test", n=501)
+    for n in (501, 0, 2.5):
+        with pytest.raises(ValueError, match="ask for 1 to 500"):
+            records("test", n=n)
     with pytest.raises(ValueError, match="split"):
         records("val")

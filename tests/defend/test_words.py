@@ -6,7 +6,7 @@ from kit.attacks import misspellings
 from kit.core import generator
 from kit.data import records
 from kit.defend import WordRecogniser
-from kit.defend.words import letters, vocabulary
+from kit.defend.words import _threes, letters, vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +79,39 @@ def test_a_fit_repeats_leaves_the_random_state_and_is_kept(tmp_path):
 def test_vocabulary_counts():
     assert vocabulary(["A mass, a Mass.", "the mass"]) == ["a", "mass", "the"]
     assert vocabulary(["A mass, a Mass.", "the mass"], least=2) == ["a", "mass"]
+
+
+def test_letters_of_other_scripts_pass_and_a_second_fit_begins_anew():
+    """Small letters of İ and of the sign for kelvin hold an i and a k: no word may be found there that is not."""
+    recogniser = WordRecogniser(["mass"])
+    assert recogniser(["İ \u212a!", "12"]) == ["İ \u212a!", "12"]
+    assert len(recogniser(["İ mass \u212a"])[0].split()) == 3
+    assert vocabulary(["İ mass \u212a"]) == ["mass"]
+    texts = records("train", n=6).texts
+    once = WordRecogniser(vocabulary(texts), width=8).fit(texts, epochs=1)
+    twice = WordRecogniser(vocabulary(texts), width=8).fit(texts, epochs=1).fit(texts, epochs=1)
+    assert all(torch.equal(t, twice.tensors()[name]) for name, t in once.tensors().items())
+
+
+@pytest.mark.parametrize(("how", "words"), [
+    ({"texts": "one mass"}, "not one string"), ({"texts": ["12"]}, "no word"), ({"texts": []}, "no word"),
+    ({"share": 2.0}, "share must"), ({"epochs": 0}, "epochs must"), ({"batch": 0}, "batch must"),
+    ({"lr": -1.0}, "lr must"), ({"kinds": ("flip",)}, "kinds must"), ({"generator": 3}, "generator must"),
+])
+def test_mistakes_get_one_sentence(how, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        WordRecogniser(["mass"]).fit(**({"texts": ["one mass"], "epochs": 1} | how))
+    with pytest.raises(ValueError, match="not one string"):
+        WordRecogniser(["mass"])("one mass")
+    for known in ("mass", ["Mass"], ["two words"]):
+        with pytest.raises(ValueError, match="known must"):
+            WordRecogniser(known)
+    with pytest.raises(ValueError, match="width"):
+        WordRecogniser(["mass"], width=0)
+
+
+def test_it_reads_the_neighbours_and_begins_alike_whatever_the_ambient_seed():
+    assert _threes(["one", "two", "six"]) == [("", "one", "two"), ("one", "two", "six"), ("two", "six", "")]
+    a = WordRecogniser(["mass"]).tensors()
+    torch.manual_seed(5)
+    assert torch.equal(a["0.weight"], WordRecogniser(["mass"]).tensors()["0.weight"])

@@ -1,4 +1,5 @@
 """What is not known, in two parts: closed forms for each, and networks of which the parts are known."""
+import importlib
 import math
 
 import pytest
@@ -21,6 +22,7 @@ from kit.explain import (
     variances,
 )
 
+uncertainty = importlib.import_module("kit.explain.uncertainty")
 LN2 = math.log(2)
 
 
@@ -212,6 +214,46 @@ def test_what_is_kept_first_is_what_was_most_certain():
         error_kept(error, sure, (0.0,))
 
 
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda p, y: reliability(5 * p, y), "sum to 1"), (lambda p, y: reliability(p - 1, y), "sum to 1"),
+    (lambda p, y: reliability(p, y + 3), "class numbers"), (lambda p, y: reliability(p, y, bins=2.5), "bins"),
+    (lambda p, y: temperature(p[:4], y), "one label"), (lambda p, y: temperature(p, y + 3), "class numbers"),
+    (lambda p, y: temperature(p * torch.nan, y), "NaN"), (lambda p, y: temperature(p[:1], y[:1]), "are right"),
+    (lambda p, y: temperature(-p, y), "no temperature"), (lambda p, y: temperature(p[:0], y[:0]), "one label"),
+    (lambda p, y: entropies(p[:, None][:, :0]), "sum to 1"), (lambda p, y: entropies(p), "sum to 1"),
+    (lambda p, y: variances(p[:, :0], p[:, :0]), "at least one answer"),
+    (lambda p, y: noisy_logits_nll(p, p[:, :1], y), "one shape"),
+    (lambda p, y: noisy_logits_nll(p, p, y[:2]), "one shape"),
+    (lambda p, y: noisy_logits_nll(p, p, y + 3), "class numbers"),
+    (lambda p, y: noisy_logits_nll(p, p, y, draws=0), "draws=0"),
+    (lambda p, y: gaussian_nll(p[:, :1], p[:, :1], p[:, 0]), "one shape"),
+    (lambda p, y: error_kept(p, p[:3], (0.5,)), "one shape"),
+    (lambda p, y: answers(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), images(1)), "list of networks"),
+    (lambda p, y: mc_dropout(dropped_linear(), images(1), generator=3), "generator must"),
+    (lambda p, y: mc_dropout(dropped_linear(), images(1), passes=1.5), "at least one answer"),
+    (lambda p, y: distances(images(1)), "masks and factors"),
+])
+def test_mistakes_get_one_sentence(call, words):
+    p = torch.tensor([[0.7, 0.2, 0.1]]).expand(10, 3)
+    with pytest.raises((ValueError, TypeError), match=words):
+        call(p, torch.zeros(10, dtype=torch.int64))
+
+
+def test_errors_of_bins_do_not_cancel_and_images_have_noise_of_their_own():
+    p = torch.tensor([[0.6, 0.4]] * 10 + [[0.9, 0.1]] * 10)
+    y = torch.tensor([0] * 9 + [1] + [0] * 6 + [1] * 4)  # right 9 times where it says 6, and 6 times where it says 9
+    assert reliability(p, y).error == pytest.approx(0.3, abs=1e-6)
+    z = torch.zeros(3, 4)
+    loss = noisy_logits_nll(z, z, torch.zeros(3, dtype=torch.int64), draws=3)
+    assert len(loss.unique()) == 3
+
+
+def test_an_image_has_its_own_draws_in_every_chunk():
+    x = torch.ones(20, 1, 64, 64)  # 16 go through together
+    z = mc_dropout(nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Dropout(0.5)), x, passes=3)
+    assert len(z.flatten(1).unique(dim=0)) == 20
+
+
 # --- the range finder
 
 
@@ -227,8 +269,30 @@ def test_distances_and_noise_follow_from_the_factors_of_a_scene():
     order = data.concepts["scale"].argsort()
     assert (on[order].diff() <= 0).all()
     assert ((on >= 0.4) & (on <= 1)).all()
+    torch.testing.assert_close(on, 0.4 + 0.6 * (0.57 - data.concepts["scale"]) / 0.23)
     with pytest.raises(ValueError, match="masks and factors"):
         distances(kit.data.load("digits", "test", n=3))
+
+
+def test_the_range_finders_network_is_shown_one_noisy_measurement(monkeypatch):
+    """Of the scenes that are left; a member begins elsewhere, on the same measurements."""
+    seen = []
+    monkeypatch.setattr(uncertainty, "fit", lambda r, x, y, loss, seed: seen.append((x, y, loss, seed)))
+    data = kit.data.load("scenes", "train", n=60)
+    for member in (0, 2):
+        uncertainty.sensing_training(None, data.x, data.y, without=("disc", "star"), member=member)
+    (x, y, loss, seed), (other_x, other_y, _, other_seed) = seen
+    rest = data[(data.y != 0) & (data.y != 3)]
+    assert torch.equal(x, rest.x)
+    assert torch.equal(x, other_x)
+    assert torch.equal(y, other_y)
+    assert (seed, other_seed) == (0, 2)
+    d, sigma = distances(rest)
+    for value in (DARK_NOISE, LIGHT_NOISE):
+        assert float((y - d)[sigma == value].std()) == pytest.approx(value, rel=0.03)
+    model = lambda v: torch.stack([v[:, 0], v[:, 1]], 1)  # noqa: E731
+    exact = gaussian_nll(x[:, 0], x[:, 1], y).mean()
+    assert torch.allclose(loss(model, x, y, generator()), exact)
 
 
 def test_the_shipped_networks_read_distance_and_noise_where_they_can():
