@@ -101,7 +101,8 @@ def test_each_image_has_its_own_view_and_the_gradient_passes():
 @pytest.mark.parametrize(("wrong", "words"), [
     ({"distance": (0, 3)}, "distance"), ({"distance": (9, 3)}, "distance"), ({"angle": (-90, 0)}, "angle"),
     ({"light": (0, 1)}, "light"), ({"blur": -1}, "blur"), ({"noise": float("nan")}, "noise"), ({"size": 0}, "size"),
-    ({"half": 6.0}, "farther off"),
+    ({"half": 6.0}, "farther off"), ({"distance": 5.0}, r"\(low, high\)"), ({"angle": (0, 1, 2)}, r"\(low, high\)"),
+    ({"light": (0.5, float("nan"))}, "light"), ({"size": 32.5}, "whole number"),
 ])
 def test_settings_that_make_no_sense_get_one_sentence(wrong, words):
     with pytest.raises(ValueError, match=words):
@@ -111,3 +112,13 @@ def test_settings_that_make_no_sense_get_one_sentence(wrong, words):
 def test_images_must_be_square():
     with pytest.raises(ValueError, match="square"):
         Camera()(torch.rand(1, 3, 8, 9))
+    with pytest.raises(TypeError, match="generator"):
+        Camera()(pictures(), 3)
+    with pytest.raises(ValueError, match="divide them by 255"):
+        Camera()(255 * pictures())
+
+
+def test_the_smallest_pictures_are_seen_too():
+    x = torch.full((2, 1, 2, 2), 0.2)
+    x[1] = 0.6
+    assert Camera(**STILL, size=3).at(5, 0)(x).flatten(1).unique(dim=1)[:, 0].tolist() == pytest.approx([0.2, 0.6])
