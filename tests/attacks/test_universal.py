@@ -1,4 +1,5 @@
 """On a linear network with two classes the best δ is known, and so is the share of images that it fools."""
+import math
 from functools import partial
 
 import pytest
@@ -90,6 +91,57 @@ def test_the_first_algorithm_adds_the_shortest_steps_and_stops_when_enough_are_f
     flat = uap(model, side, eps=eps / 3, norm="linf", enough=1.0, generator=generator(2))
     assert torch.equal(flat.flatten().sign(), w.sign())
     assert float(flat.abs().max()) == eps / 3
+
+
+class Curved(nn.Module):
+    """z = (exp(u) − 0.1, 0) with u = w·x + b: Newton's steps towards the boundary u = log 0.1 fall short."""
+
+    def __init__(self, w, b):
+        super().__init__()
+        self.w, self.b = w, b
+
+    def forward(self, x):
+        lead = (x.flatten(1) @ self.w + self.b).exp() - 0.1
+        return torch.stack([lead, 0 * lead], 1)
+
+
+def test_a_walk_that_takes_longer_than_the_last_step_but_two_is_left_out(case):
+    """As in the original, which keeps those of fewer than `steps` − 1 steps."""
+    _, x, w = case
+    model = Curved(w, 1.0 - float(x[0].flatten() @ w))
+    u, needed = 1.0, 0
+    while u > math.log(0.1):
+        u, needed = u - 1.02 * (1 - 0.1 * math.exp(-u)), needed + 1
+    assert needed > 3
+    kept = uap(model, x[:1], eps=10.0, norm="l2", steps=needed + 2)
+    assert torch.allclose(kept.flatten(), -(1 - u) * w / w.norm() ** 2, atol=1e-3)
+    assert not uap(model, x[:1], eps=10.0, norm="l2", steps=needed + 1, rounds=3).any()
+
+
+def test_it_stops_at_the_share_that_was_asked_for(case):
+    """7 of 10 are 0.7 of them, in single precision too."""
+    _, x, w = case
+    x = x[:10]
+    f = (x.flatten(1) @ w).sort().values
+    asked = Asked(pair(w, -float(f[-1]) - 0.01))
+    eps = float((f[-1] + 0.01 - f[2:4].mean()) / w.norm())  # within reach of 7, and of no more
+    passes = []
+    for rounds in (1, 9):
+        asked.passes = 0
+        delta = uap(asked, x, eps=eps, norm="l2", enough=0.7, rounds=rounds)
+        assert rate(asked.model, x, delta) == 0.7
+        passes.append(asked.passes)
+    assert passes[0] == passes[1]
+
+
+class Asked(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.passes = model, 0
+
+    def forward(self, x):
+        self.passes += 1
+        return self.model(x)
 
 
 @pytest.mark.parametrize("attack", [
@@ -220,6 +272,17 @@ def test_what_makes_no_sense_is_said(case, options, words):
         universal(model, x[:2], **{"eps": 0.1, **options})
 
 
+def test_numbers_come_in_what_holds_them(case):
+    model, x, _ = case
+    x, model = x.float(), model.float()
+    plain = universal(model, x, eps=0.1, step=0.01, steps=5)
+    assert torch.equal(universal(model, x, eps=torch.tensor(0.1).to(x), step=torch.tensor(0.01), steps=5), plain)
+    assert torch.equal(universal(nn.ModuleList([model, model]), x, eps=0.1, step=0.01, steps=5),
+                       universal([model, model], x, eps=0.1, step=0.01, steps=5))
+    assert not universal(model, x, eps=0.0, norm="l2").any()
+    assert not uap(model, x, eps=0.0).any()
+
+
 def test_other_mistakes_are_said(case):
     model, x, _ = case
     with pytest.raises(ValueError, match="at least one model"):
@@ -233,5 +296,28 @@ def test_other_mistakes_are_said(case):
             uap(model, x, eps=0.1, enough=enough)
     with pytest.raises(ValueError, match="shape"):
         shifted(x, torch.zeros(3, 6, 6))
+    for bad, words in ((torch.zeros(3, 6, 6), "shape"), ([0.1], "list")):
+        with pytest.raises(ValueError, match=words):
+            shifted(x, bad)
+    with pytest.raises(ValueError, match="divide them by 255"):
+        shifted(255 * x, torch.zeros_like(x[:1]))
+    for attack in (targeted_universal, targeted_uap):
+        with pytest.raises(TypeError, match=r"one class number.*tensor of \(80,\)$"):
+            attack(model, x, torch.ones(80, dtype=torch.int64), eps=0.1)
+        with pytest.raises(TypeError, match="target"):  # it would go away from the answers, as `universal` does
+            attack(model, x, None, eps=0.1)
+        own = x[logits(model, x).argmax(1) == 1]
+        with pytest.raises(ValueError, match="answers 1, the target, for all"):
+            attack(model, own, 1, eps=0.1)
+        assert torch.equal(attack(model, x, torch.tensor(1), eps=0.1), attack(model, x, 1, eps=0.1))
+    for several in ([], [model], nn.ModuleList([model])):
+        with pytest.raises(TypeError, match="takes one model"):
+            uap(several, x, eps=0.1)
+    for transform, words in (
+            (lambda v, source: 255 * v, "transform returns.*divide them by 255"),
+            (lambda v, source: v[:1], "one image for each"), (lambda v, source: None, "transform returns"),
+            (lambda v, source: v.detach(), "no gradient")):
+        with pytest.raises((ValueError, TypeError), match=words):
+            universal(model, x, eps=0.1, transform=transform)
     with pytest.warns(MisleadingModel, match="zero"):
         universal(model, x, eps=0.1, beta=0.0)
