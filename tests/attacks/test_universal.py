@@ -223,6 +223,63 @@ def test_through_transformations(case):
     assert fooled(model, shifted(x, through).flip(3), y).all()
 
 
+def test_each_step_has_a_draw_of_its_own_from_the_generator(case):
+    model, x, _ = case
+
+    def draws(seed):
+        seen = []
+
+        def look(v, source):
+            seen.append(float(torch.rand(1, generator=source)))
+            return v
+
+        universal(model, x, eps=0.01, steps=6, batch=20, transform=look, generator=generator(seed))
+        return seen[1:]  # the first is a look before the attack
+
+    first = draws(0)
+    assert len(set(first)) == 6
+    assert first == draws(0)
+    assert not set(first) & set(draws(1))
+
+
+def test_the_trace_is_of_the_images_that_are_shown_and_of_the_last_call_alone(case):
+    """δ darkens what is black already: what the model is shown stays as it is."""
+    _, x, w = case
+    x = x.clone()
+    x[:, :, :4] = 0
+    f = x.flatten(1) @ w
+    model, trace = pair(w, -float(f.max()) - 0.1), Trace(images=True)
+    for _ in range(2):
+        universal(model, x, eps=0.1, steps=4, beta=100.0, batch=len(x), trace=trace)
+        assert trace.values.shape == (4, 1)
+    delta, y = trace.images[-1], torch.zeros(len(x), dtype=torch.int64)
+    loss = [float(nn.functional.cross_entropy(logits(model, v), y)) for v in (x, shifted(x, delta))]
+    assert float(trace.values[-1]) == pytest.approx(loss[1])
+    assert loss[1] > loss[0] + 0.1
+
+
+def test_a_step_towards_the_target_has_its_length_and_only_an_image_that_is_not_there_asks_for_one(case):
+    model, x, w = case
+    z = logits(model, x)
+    f = z[:, 1] - z[:, 0]
+    two = x[[int(f.argmin()), int(f.argmax())]]
+    delta = targeted_uap(model, two, 1, eps=0.05, step=0.003, rounds=2)
+    assert torch.allclose(delta, 2 * 0.003 * w.sign().view(1, 3, 6, 6))
+    default = targeted_uap(model, two, 1, eps=0.05, rounds=1)
+    assert torch.allclose(default, 0.005 * w.sign().view(1, 3, 6, 6))
+
+
+def test_top_counts_the_answer_itself():
+    """Of the other classes the likelier one has the farther plane: with `top` = 2 it is the only one that is seen."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
+    model[1].weight.data = torch.tensor([[0.0, 0, 0, 0], [0.1, 0, 0, 0], [0, 4, 0, 0]]).double()
+    model[1].bias.data = torch.tensor([0.2, 0, -2.5]).double()
+    x = torch.full((1, 1, 2, 2), 0.5).double()  # logits 0.2, 0.05, −0.5: distances 1.5 and 0.175
+    for top, pixel in ((2, 0), (3, 1), (None, 1)):
+        delta = uap(model, x, eps=5.0, norm="l2", top=top, rounds=1).flatten()
+        assert delta.nonzero().flatten().tolist() == [pixel]
+
+
 def deep(dtype=torch.float64, seed=3):
     model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5)).to(dtype)
     for p in model.parameters():
