@@ -343,3 +343,45 @@ def test_a_sticker_of_another_size_is_not_stretched(put):
         with pytest.raises(ValueError, match="colours of a patch"):
             paste(x, colours, mask)
     assert torch.equal(stick(x, -good, mask.bool()), stick(x, -good, mask))
+
+
+@pytest.mark.parametrize("attack", [masked_attack, patch])
+def test_each_photograph_is_seen_with_its_own_frame_and_others_at_each_step(attack):
+    """Grey photographs tell themselves by their grey. The rule moves every pixel, also outside of the mask."""
+    model = tiny()
+    x = (torch.arange(6.0) / 10 + 0.1).view(6, 1, 1, 1).expand(-1, 1, 6, 6).contiguous()
+    frames, mask, seen, draws = whole_places(6, 3)[0][:6], torch.ones(1, 1, 3, 3), [], []
+    mask[..., 0, 0] = 0
+
+    def look(v, source):
+        seen.append(v.detach())
+        draws.append(float(torch.rand(1, generator=source)))
+        return v
+
+    where = {"frames": frames, "lam": 0.0} if attack is masked_attack else {"place": frames}
+    out = attack(model, x, logits(model, x).argmax(1), mask=mask, views=look, steps=5, batch=3, **where,
+                 rule=lambda v, g, memory: v + 10 / 255)
+    put, first = (stick, 0.0) if attack is masked_attack else (paste, 0.5)
+    assert torch.equal(out, (255 * mask * (first + 50 / 255)).round() / 255)
+    groups = []
+    for k, shown in enumerate(seen[1:]):
+        rows = ((shown[:, 0, 5, 0] - 0.1) * 10).round().long()  # a corner where none of the frames lies
+        groups.append(tuple(sorted(rows.tolist())))
+        content = mask * (first + k * 10 / 255)
+        assert torch.allclose(shown, put(x[rows], content, mask, frames[rows]), atol=1e-6)
+    assert len(set(groups)) > 1
+    assert len(set(draws[1:])) == 5
+
+
+def test_a_patch_has_another_place_at_each_step():
+    model, x, places = tiny(), some(), []
+
+    def place(n, source):
+        places.append(Anywhere()(n, source))
+        return places[-1]
+
+    patch(model, x, torch.zeros(6, dtype=torch.long), mask=block(), place=place, steps=4)
+    assert len({float(p.sum()) for p in places}) == len(places) == 4
+    default = patch(model, x, torch.zeros(6, dtype=torch.long), mask=block(), steps=4)
+    given = patch(model, x, torch.zeros(6, dtype=torch.long), mask=block(), steps=4, place=Anywhere())
+    assert torch.equal(default, given)
