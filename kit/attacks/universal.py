@@ -16,6 +16,7 @@ Raises ValueError or TypeError for images, models, norms and numbers that make n
 """
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.attacks.minimal.deepfool import to_the_nearest_plane
+from kit.attacks.physical.camera import first_look
 from kit.core import (
     L2,
     Goal,
@@ -49,13 +51,16 @@ from kit.core.loop import check_differentiable
 
 BETA = 9.0  # Shafahi et al.'s cap on the cross-entropy, in nats
 STEP = 0.25  # the first step, as a share of eps: on digits and scenes 0.1 fools fewer
+SEVERAL = (list, tuple, nn.ModuleList)
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def shifted(x: Tensor, delta: Tensor) -> Tensor:
     """[x + δ]: every image with δ (1, C, H, W) on it, cut to [0, 1]. No pass."""
-    if delta.shape != (1, *x.shape[1:]):
-        raise ValueError(f"δ must have the shape {(1, *x.shape[1:])} for these images, not {tuple(delta.shape)}")
+    check_images(x)
+    if not isinstance(delta, Tensor) or delta.shape != (1, *x.shape[1:]):
+        raise ValueError(f"δ must be a tensor of the shape {(1, *x.shape[1:])} for these images, "
+                         f"not {tuple(getattr(delta, 'shape', ())) or type(delta).__name__}")
     return (x + delta).clamp(0, 1)
 
 
@@ -90,14 +95,14 @@ def targeted_universal(
 
     Count success on images of other answers than `target` alone. Cost and the other arguments: those of `universal`.
     """
-    return _ascent(model, x, target, eps=eps, norm=norm, steps=steps, step=step, batch=batch, beta=None, loss=loss,
-                   transform=transform, generator=generator, trace=trace)
+    return _ascent(model, x, _class(target), eps=eps, norm=norm, steps=steps, step=step, batch=batch, beta=None,
+                   loss=loss, transform=transform, generator=generator, trace=trace)
 
 
 def _ascent(
     model, x: Tensor, target: int | None, *, eps, norm, steps, step, batch, beta, loss, transform, generator, trace,
 ) -> Tensor:
-    models = [model] if not isinstance(model, list | tuple) else model
+    models = list(model) if isinstance(model, SEVERAL) else [model]
     if not models:
         raise ValueError("universal needs at least one model")
     eps = _checked(x, norm, eps, steps=steps, step=step, batch=batch, beta=beta, generator=generator)
@@ -108,6 +113,8 @@ def _ascent(
     with ExitStack() as stack:
         for each in models:
             stack.enter_context(borrowed(each, x))
+        if transform is not None:
+            first_look(transform, x[:2], "transform")
         goals = [_goal(each, x, target) for each in models]
         delta = torch.zeros_like(x[:1])
         for k, rows in zip(range(steps), _batches(len(x), batch, source), strict=False):
@@ -156,7 +163,7 @@ def uap(
         if f([x_i + δ]) = ŷ_i:   r ← DeepFool(x_i + δ),   δ ← Π(δ + r)
 
     in a new order in each round, until the share `enough` of the images is fooled. A walk of DeepFool (l2, `steps`
-    steps, `top` classes) knows no box, and one that has not crossed the boundary by its last step but one is left out,
+    steps, `top` classes) knows no box, and one that has not crossed the boundary by its last step but two is left out,
     both as in the original; which images are fooled is asked of [x_i + δ].
     Cost, image by image: one forward pass, and for one that is not fooled up to 2 · `steps` forward and
     `steps` · (top − 1) backward passes; per round one forward pass of all.
@@ -164,7 +171,7 @@ def uap(
     """
     def walk(live: Live) -> Tensor | None:
         live.v = live.x
-        for _ in range(max(1, steps - 1)):
+        for _ in range(max(1, steps - 2)):
             r = to_the_nearest_plane(live, leaf(live.v), "l2", top and top - 1)
             live.v = (live.v + (1 + overshoot) * r).detach()
             with torch.no_grad():
@@ -194,8 +201,8 @@ def targeted_uap(
         g = live.grad(live.goal.gain(live.ask(in_box(v))), v)
         return ball(norm, eps).step(torch.zeros_like(g), g, eps / 10 if step is None else step)
 
-    return _in_turn(model, x, target, push, eps=eps, norm=norm, rounds=rounds, enough=enough, generator=generator,
-                    step=step)
+    return _in_turn(model, x, _class(target), push, eps=eps, norm=norm, rounds=rounds, enough=enough,
+                    generator=generator, step=step)
 
 
 def _in_turn(
@@ -203,6 +210,8 @@ def _in_turn(
     enough, generator, **settings,
 ) -> Tensor:
     """δ ← Π(δ + push(x_i + δ)) for the images that are not fooled, until enough are."""
+    if isinstance(model, SEVERAL):
+        raise TypeError("this algorithm takes one model: universal and targeted_universal take several")
     eps = _checked(x, norm, eps, rounds=rounds, generator=generator, **settings)
     if not 0 < enough <= 1:
         raise ValueError(f"enough is a share of the images, in (0, 1], not {enough!r}")
@@ -219,7 +228,7 @@ def _in_turn(
                     r = None if there else push(live)
                 if r is not None:
                     delta = _within(delta + r, norm, eps)
-            if float(goal.reached(logits(model, shifted(x, delta))).float().mean()) >= enough:
+            if float(goal.reached(logits(model, shifted(x, delta))).double().mean()) >= enough:
                 break
     return delta
 
@@ -238,18 +247,31 @@ def _goal(model: nn.Module, x: Tensor, target: int | None) -> Goal:
     y = logits(model, x).argmax(1)
     if target is None:
         return Goal(y)
-    if isinstance(target, bool) or not isinstance(target, int):
-        raise TypeError(f"target must be one class number for all images, not {target!r}")
     if not 0 <= target < classes:
         raise ValueError(f"target is {target}, the model has the classes 0 … {classes - 1}")
+    if bool((y == target).all()):
+        raise ValueError(f"the model answers {target}, the target, for all of these images as they are: give it images "
+                         "of other classes")
     return Goal(y, torch.full_like(y, target))
+
+
+def _class(target: int) -> int:
+    """The target as a whole number."""
+    try:
+        if not isinstance(target, bool):
+            return operator.index(target)
+    except TypeError:
+        pass
+    said = f"a tensor of {tuple(target.shape)}" if isinstance(target, Tensor) else repr(target)
+    raise TypeError(f"target must be one class number for all images, not {said}")
 
 
 def _checked(x: Tensor, norm: str, eps: float, **settings) -> float:
     """eps as a number in the precision of x, once everything is checked."""
     check_images(x)
-    eps = check_settings({"eps": eps, **settings}, x)["eps"]
-    if isinstance(eps, Tensor) or isinstance(settings.get("step"), Tensor):
+    checked = check_settings({"eps": eps, **settings}, x)
+    eps = checked["eps"]
+    if isinstance(eps, Tensor) or isinstance(checked.get("step"), Tensor):
         raise ValueError("eps and step must be one number each: there is one δ for all images")
     if norm not in ("linf", "l2"):
         raise ValueError(f"the norm of a universal perturbation must be 'linf' or 'l2', not {norm!r}")

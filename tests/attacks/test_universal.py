@@ -1,4 +1,5 @@
 """On a linear network with two classes the best δ is known, and so is the share of images that it fools."""
+import math
 from functools import partial
 
 import pytest
@@ -92,6 +93,57 @@ def test_the_first_algorithm_adds_the_shortest_steps_and_stops_when_enough_are_f
     assert float(flat.abs().max()) == eps / 3
 
 
+class Curved(nn.Module):
+    """z = (exp(u) − 0.1, 0) with u = w·x + b: Newton's steps towards the boundary u = log 0.1 fall short."""
+
+    def __init__(self, w, b):
+        super().__init__()
+        self.w, self.b = w, b
+
+    def forward(self, x):
+        lead = (x.flatten(1) @ self.w + self.b).exp() - 0.1
+        return torch.stack([lead, 0 * lead], 1)
+
+
+def test_a_walk_that_takes_longer_than_the_last_step_but_two_is_left_out(case):
+    """As in the original, which keeps those of fewer than `steps` − 1 steps."""
+    _, x, w = case
+    model = Curved(w, 1.0 - float(x[0].flatten() @ w))
+    u, needed = 1.0, 0
+    while u > math.log(0.1):
+        u, needed = u - 1.02 * (1 - 0.1 * math.exp(-u)), needed + 1
+    assert needed > 3
+    kept = uap(model, x[:1], eps=10.0, norm="l2", steps=needed + 2)
+    assert torch.allclose(kept.flatten(), -(1 - u) * w / w.norm() ** 2, atol=1e-3)
+    assert not uap(model, x[:1], eps=10.0, norm="l2", steps=needed + 1, rounds=3).any()
+
+
+def test_it_stops_at_the_share_that_was_asked_for(case):
+    """7 of 10 are 0.7 of them, in single precision too."""
+    _, x, w = case
+    x = x[:10]
+    f = (x.flatten(1) @ w).sort().values
+    asked = Asked(pair(w, -float(f[-1]) - 0.01))
+    eps = float((f[-1] + 0.01 - f[2:4].mean()) / w.norm())  # within reach of 7, and of no more
+    passes = []
+    for rounds in (1, 9):
+        asked.passes = 0
+        delta = uap(asked, x, eps=eps, norm="l2", enough=0.7, rounds=rounds)
+        assert rate(asked.model, x, delta) == 0.7
+        passes.append(asked.passes)
+    assert passes[0] == passes[1]
+
+
+class Asked(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.passes = model, 0
+
+    def forward(self, x):
+        self.passes += 1
+        return self.model(x)
+
+
 @pytest.mark.parametrize("attack", [
     universal, partial(targeted_universal, target=1), partial(uap, enough=1.0), partial(targeted_uap, target=1)])
 @pytest.mark.parametrize("norm", EPS)
@@ -171,6 +223,63 @@ def test_through_transformations(case):
     assert fooled(model, shifted(x, through).flip(3), y).all()
 
 
+def test_each_step_has_a_draw_of_its_own_from_the_generator(case):
+    model, x, _ = case
+
+    def draws(seed):
+        seen = []
+
+        def look(v, source):
+            seen.append(float(torch.rand(1, generator=source)))
+            return v
+
+        universal(model, x, eps=0.01, steps=6, batch=20, transform=look, generator=generator(seed))
+        return seen[1:]  # the first is a look before the attack
+
+    first = draws(0)
+    assert len(set(first)) == 6
+    assert first == draws(0)
+    assert not set(first) & set(draws(1))
+
+
+def test_the_trace_is_of_the_images_that_are_shown_and_of_the_last_call_alone(case):
+    """δ darkens what is black already: what the model is shown stays as it is."""
+    _, x, w = case
+    x = x.clone()
+    x[:, :, :4] = 0
+    f = x.flatten(1) @ w
+    model, trace = pair(w, -float(f.max()) - 0.1), Trace(images=True)
+    for _ in range(2):
+        universal(model, x, eps=0.1, steps=4, beta=100.0, batch=len(x), trace=trace)
+        assert trace.values.shape == (4, 1)
+    delta, y = trace.images[-1], torch.zeros(len(x), dtype=torch.int64)
+    loss = [float(nn.functional.cross_entropy(logits(model, v), y)) for v in (x, shifted(x, delta))]
+    assert float(trace.values[-1]) == pytest.approx(loss[1])
+    assert loss[1] > loss[0] + 0.1
+
+
+def test_a_step_towards_the_target_has_its_length_and_only_an_image_that_is_not_there_asks_for_one(case):
+    model, x, w = case
+    z = logits(model, x)
+    f = z[:, 1] - z[:, 0]
+    two = x[[int(f.argmin()), int(f.argmax())]]
+    delta = targeted_uap(model, two, 1, eps=0.05, step=0.003, rounds=2)
+    assert torch.allclose(delta, 2 * 0.003 * w.sign().view(1, 3, 6, 6))
+    default = targeted_uap(model, two, 1, eps=0.05, rounds=1)
+    assert torch.allclose(default, 0.005 * w.sign().view(1, 3, 6, 6))
+
+
+def test_top_counts_the_answer_itself():
+    """Of the other classes the likelier one has the farther plane: with `top` = 2 it is the only one that is seen."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
+    model[1].weight.data = torch.tensor([[0.0, 0, 0, 0], [0.1, 0, 0, 0], [0, 4, 0, 0]]).double()
+    model[1].bias.data = torch.tensor([0.2, 0, -2.5]).double()
+    x = torch.full((1, 1, 2, 2), 0.5).double()  # logits 0.2, 0.05, −0.5: distances 1.5 and 0.175
+    for top, pixel in ((2, 0), (3, 1), (None, 1)):
+        delta = uap(model, x, eps=5.0, norm="l2", top=top, rounds=1).flatten()
+        assert delta.nonzero().flatten().tolist() == [pixel]
+
+
 def deep(dtype=torch.float64, seed=3):
     model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5)).to(dtype)
     for p in model.parameters():
@@ -220,6 +329,17 @@ def test_what_makes_no_sense_is_said(case, options, words):
         universal(model, x[:2], **{"eps": 0.1, **options})
 
 
+def test_numbers_come_in_what_holds_them(case):
+    model, x, _ = case
+    x, model = x.float(), model.float()
+    plain = universal(model, x, eps=0.1, step=0.01, steps=5)
+    assert torch.equal(universal(model, x, eps=torch.tensor(0.1).to(x), step=torch.tensor(0.01), steps=5), plain)
+    assert torch.equal(universal(nn.ModuleList([model, model]), x, eps=0.1, step=0.01, steps=5),
+                       universal([model, model], x, eps=0.1, step=0.01, steps=5))
+    assert not universal(model, x, eps=0.0, norm="l2").any()
+    assert not uap(model, x, eps=0.0).any()
+
+
 def test_other_mistakes_are_said(case):
     model, x, _ = case
     with pytest.raises(ValueError, match="at least one model"):
@@ -233,5 +353,28 @@ def test_other_mistakes_are_said(case):
             uap(model, x, eps=0.1, enough=enough)
     with pytest.raises(ValueError, match="shape"):
         shifted(x, torch.zeros(3, 6, 6))
+    for bad, words in ((torch.zeros(3, 6, 6), "shape"), ([0.1], "list")):
+        with pytest.raises(ValueError, match=words):
+            shifted(x, bad)
+    with pytest.raises(ValueError, match="divide them by 255"):
+        shifted(255 * x, torch.zeros_like(x[:1]))
+    for attack in (targeted_universal, targeted_uap):
+        with pytest.raises(TypeError, match=r"one class number.*tensor of \(80,\)$"):
+            attack(model, x, torch.ones(80, dtype=torch.int64), eps=0.1)
+        with pytest.raises(TypeError, match="target"):  # it would go away from the answers, as `universal` does
+            attack(model, x, None, eps=0.1)
+        own = x[logits(model, x).argmax(1) == 1]
+        with pytest.raises(ValueError, match="answers 1, the target, for all"):
+            attack(model, own, 1, eps=0.1)
+        assert torch.equal(attack(model, x, torch.tensor(1), eps=0.1), attack(model, x, 1, eps=0.1))
+    for several in ([], [model], nn.ModuleList([model])):
+        with pytest.raises(TypeError, match="takes one model"):
+            uap(several, x, eps=0.1)
+    for transform, words in (
+            (lambda v, source: 255 * v, "transform returns.*divide them by 255"),
+            (lambda v, source: v[:1], "one image for each"), (lambda v, source: None, "transform returns"),
+            (lambda v, source: v.detach(), "no gradient")):
+        with pytest.raises((ValueError, TypeError), match=words):
+            universal(model, x, eps=0.1, transform=transform)
     with pytest.warns(MisleadingModel, match="zero"):
         universal(model, x, eps=0.1, beta=0.0)

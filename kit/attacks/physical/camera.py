@@ -9,13 +9,14 @@ and nothing else; the light is one factor. There is no glare, no shadow, no moti
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kit.core import check_images, normal, uniform
+from kit.core import check_images, check_settings, generator, leaf, normal, uniform
 from kit.core.balls import column
 from kit.core.seeding import Source
 
@@ -46,15 +47,17 @@ class Camera:
 
     def __post_init__(self) -> None:
         for name, least, most in (("distance", 0.0, math.inf), ("angle", -90.0, 90.0), ("light", 0.0, math.inf)):
-            low, high = getattr(self, name)
-            if not least < low <= high < most:
-                raise ValueError(f"{name} must be (low, high) with {least:g} < low ≤ high < {most:g}, not {low, high}")
+            between = getattr(self, name)
+            if not is_range(between) or not least < between[0] <= between[1] < most:
+                raise ValueError(f"{name} must be (low, high) with {least:g} < low ≤ high < {most:g}, not {between}")
         for name in ("blur", "noise"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("size", "sharp", "half"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be more than 0, not {getattr(self, name)}")
+        if self.size != int(self.size):
+            raise ValueError(f"size must be a whole number of pixels, not {self.size}")
         if self.half >= self.distance[0]:
             raise ValueError(f"the camera must stand farther off than half the sign's width: distance from "
                              f"{self.distance[0]:g}, half = {self.half:g}")
@@ -65,9 +68,10 @@ class Camera:
 
     def __call__(self, x: Tensor, source: Source = None) -> Tensor:
         check_images(x)
+        check_settings({"generator": source})
         if x.shape[2] != x.shape[3]:
             raise ValueError(f"the camera takes square images, not {tuple(x.shape[2:])} pixels")
-        drawn = uniform(x[:, 0, 0, :3], source)
+        drawn = uniform(x.new_empty(len(x), 3), source)
         distance, angle, light = (
             low + (high - low) * u for (low, high), u in
             zip((self.distance, self.angle, self.light), drawn.unbind(1), strict=True))
@@ -76,6 +80,30 @@ class Camera:
         read = across(turned(x, angle, distance / self.half), lens) * column(light, x)
         read = eight_bits((read + normal(read, source, self.noise)).clamp(0, 1))
         return across(read, resized(pixels, read.shape[2], self.size)).clamp(0, 1)
+
+
+def is_range(between) -> bool:
+    """Whether it is a pair of numbers, the lower first."""
+    try:
+        low, high = between
+        return float(low) <= float(high)
+    except (TypeError, ValueError):
+        return False
+
+
+def first_look(views: Callable, x: Tensor, name: str = "views") -> Tensor:
+    """A view of each of these images, before an attack trains through `views`. Raises ValueError or TypeError unless
+    they are as many, in [0, 1], and have a gradient."""
+    seen = views(leaf(x), generator())
+    try:
+        check_images(seen)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"what {name} returns is of no use: {error}") from None
+    if len(seen) != len(x):
+        raise ValueError(f"{name} must return one image for each it is given: {len(x)} gave {len(seen)}")
+    if not seen.requires_grad:
+        raise ValueError(f"what {name} returns has no gradient: make it of operations that have one, as Camera is")
+    return seen.detach()
 
 
 def turned(x: Tensor, angle: Tensor, distance: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ The shapes follow those of Eykholt et al., Robust physical-world attacks on deep
 2018 (figures 1 and 5), and Sharif et al., Accessorize to a crime, CCS 2016 (figure 2); the drawings are ours.
 """
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ TURN = [(-0.3, 0.5, -0.3, -0.1), (-0.3, -0.1, 0.35, -0.1), (0.1, -0.4, 0.4, -0.1
 
 def frame(size: int) -> tuple[Tensor, Tensor]:
     """The places of the pixels, x and y (S, S)."""
+    if not isinstance(size, Integral) or size < 1:
+        raise ValueError(f"size must be a whole number of pixels, 1 or more, not {size!r}")
     axis = (torch.arange(size) + 0.5) * 2 / size - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return x, y
@@ -32,6 +35,8 @@ def frame(size: int) -> tuple[Tensor, Tensor]:
 
 def face(size: int, radius: float = 0.8, sides: int = 0) -> Tensor:
     """The whole face of a sign, for a poster: a disc, or a regular polygon of so many sides that stands on one."""
+    if sides != 0 and sides < 3:
+        raise ValueError(f"a polygon has 3 sides or more, not {sides}: 0 is a disc")
     x, y = frame(size)
     if sides == 0:
         return _mask(x.square() + y.square() <= radius**2)
@@ -57,6 +62,8 @@ def squares(size: int, radius: float = 0.8) -> Tensor:
 
 def graffiti(size: int, radius: float = 0.8, words: tuple[str, str] = ("LOVE", "HATE"), thick: float = 0.045) -> Tensor:
     """Words in strokes, one above the middle and one below. Raises ValueError for letters that are not drawn here."""
+    if isinstance(words, str) or len(words) != 2 or not all(words):
+        raise ValueError(f"words must be two, such as ('LOVE', 'HATE'), not {words!r}")
     if unknown := sorted(set("".join(words)) - set(LETTERS)):
         raise ValueError(f"there is no letter {unknown[0]!r}: there are {', '.join(sorted(LETTERS))}")
     x, y = (v / radius for v in frame(size))

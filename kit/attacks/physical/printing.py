@@ -4,6 +4,8 @@ import itertools
 import torch
 from torch import Tensor
 
+from kit.core import check_images
+
 INK = (0.15, 0.5, 0.85)
 FLAT = 1e-12  # under the root, which has no slope at 0
 
@@ -16,9 +18,10 @@ def palette(channels: int = 3) -> Tensor:
 
 def distances(colours: Tensor, inks: Tensor) -> Tensor:
     """‖p − c‖₂ of every pixel's colour p and ink c, (N, K, H, W); 1e-6 where they are the same."""
-    if inks.dim() != 2 or inks.shape[1] != colours.shape[1]:
-        raise ValueError(f"the inks must have the shape (K, {colours.shape[1]}), a colour a row, not "
-                         f"{tuple(inks.shape)}")
+    check_images(colours)
+    if not isinstance(inks, Tensor) or inks.dim() != 2 or inks.shape[1] != colours.shape[1] or not len(inks):
+        raise ValueError(f"the inks must be a tensor (K, {colours.shape[1]}), a colour a row, not "
+                         f"{tuple(getattr(inks, 'shape', ())) or type(inks).__name__}")
     apart = colours[:, None] - inks.to(colours)[None, :, :, None, None]
     return (apart.square().sum(2) + FLAT).sqrt()
 
@@ -34,8 +37,14 @@ def printability(colours: Tensor, inks: Tensor, mask: Tensor | None = None) -> T
     Finite, with a finite gradient, also where a pixel has an ink's exact colour.
     Source: Sharif et al., Accessorize to a crime, CCS 2016 (its NPS).
     """
-    inside = torch.ones_like(colours[:1, :1]) if mask is None else mask.to(colours)
     nearest = distances(colours, inks).amin(1, keepdim=True)
+    inside = torch.ones_like(nearest[:1]) if mask is None else mask.to(colours)
+    if inside.dim() != 4 or inside.shape[1:] != nearest.shape[1:] or len(inside) not in (1, len(nearest)):
+        raise ValueError(f"the mask of the colours must have the shape (1 or {len(nearest)}, "
+                         f"{', '.join(map(str, nearest.shape[1:]))}), not {tuple(inside.shape)}")
+    if not bool((inside > 0).flatten(1).any(1).all()):
+        raise ValueError("the mask has no pixel in a picture whose colours are to be printed: draw it larger, or move "
+                         "its frame into the picture")
     return (inside * nearest).flatten(1).sum(1) / inside.expand_as(nearest).flatten(1).sum(1)
 
 

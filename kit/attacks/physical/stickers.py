@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kit.attacks.physical.camera import first_look, is_range
 from kit.attacks.physical.printing import palette, printability
 from kit.core import (
     Goal,
@@ -59,18 +60,48 @@ def laid(content: Tensor, frames: Tensor | None, like: Tensor) -> Tensor:
     """W: the sticker (1 or N, C, S, S) where the frames put it in the images `like` (N, ·, H, W); zero elsewhere."""
     if frames is None:
         return content
+    check_frames(frames, len(like))
     content = content.expand(len(frames), -1, -1, -1)
     grid = F.affine_grid(frames.to(content), [len(frames), content.shape[1], *like.shape[2:]], align_corners=False)
     return F.grid_sample(content, grid, padding_mode="zeros", align_corners=False)
 
 
+def check_frames(frames: Tensor, many: int) -> None:
+    """Frames are a float tensor (N, 2, 3), one for each photograph, without NaN. Raises ValueError."""
+    if not isinstance(frames, Tensor) or frames.shape != (many, 2, 3):
+        raise ValueError(f"frames must have the shape ({many}, 2, 3), one for each photograph, "
+                         f"not {tuple(getattr(frames, 'shape', ())) or type(frames).__name__}")
+    if not bool(frames.isfinite().all()):
+        raise ValueError("frames hold NaN or infinity")
+
+
+def _fits(x: Tensor, content: Tensor, mask: Tensor, frames: Tensor | None) -> None:
+    """Raise ValueError where a sticker is not of its mask's size, or, without frames, of the photographs'."""
+    check_images(x)
+    for name, value in (("the sticker", content), ("the mask", mask)):
+        if not isinstance(value, Tensor) or value.dim() != 4:
+            raise ValueError(f"{name} must be a tensor of 4 axes, not "
+                             f"{tuple(getattr(value, 'shape', ())) or type(value).__name__}")
+    sizes = {"mask": mask, "sticker": content} | ({"photographs": x} if frames is None else {})
+    if len({value.shape[2:] for value in sizes.values()}) > 1:
+        said = ", ".join(f"{name} {tuple(value.shape[2:])}" for name, value in sizes.items())
+        raise ValueError(f"these must have as many pixels: {said}" + "; or give frames" * (frames is None))
+    if content.shape[1] != x.shape[1] or mask.shape[1] != 1:
+        raise ValueError(f"the sticker must have the {x.shape[1]} channels of the photographs and the mask 1, not "
+                         f"{content.shape[1]} and {mask.shape[1]}")
+
+
 def stick(x: Tensor, delta: Tensor, mask: Tensor, frames: Tensor | None = None) -> Tensor:
     """x + W(M·δ), cut to [0, 1]. Where the mask does not reach, x is the same bit for bit."""
+    _fits(x, delta, mask, frames)
     return (x + laid(mask.to(x) * delta.to(x), frames, x)).clamp(0, 1)
 
 
 def paste(x: Tensor, p: Tensor, mask: Tensor, frames: Tensor | None = None) -> Tensor:
     """(1 − W(M)) x + W(M·p): the patch covers x. Where the mask does not reach, x is the same bit for bit."""
+    _fits(x, p, mask, frames)
+    if float(p.detach().min()) < 0 or float(p.detach().max()) > 1:
+        raise ValueError("the colours of a patch must lie in [0, 1]")
     mask = mask.to(x)
     return ((1 - laid(mask, frames, x)) * x + laid(mask * p.to(x), frames, x)).clamp(0, 1)
 
@@ -88,10 +119,10 @@ class Anywhere:
     angle: float = 22.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+        if not is_range(self.scale) or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale must be (low, high) with 0 < low ≤ high ≤ 1, not {self.scale}")
-        if not 0 <= self.angle <= 180:
-            raise ValueError(f"angle must be from 0 to 180 degrees, not {self.angle}")
+        if isinstance(self.angle, list | tuple) or not 0 <= self.angle <= 180:
+            raise ValueError(f"angle must be one number from 0 to 180 degrees, to either side, not {self.angle}")
 
     def __call__(self, n: int, source: Source = None) -> Tensor:
         u = uniform(torch.empty(n, 4), source)
@@ -164,7 +195,7 @@ def patch(
     crime, CCS 2016, who add TV and NPS.
     """
     x, goal, source, batch = _checked(
-        model, x, y, target, mask, place if isinstance(place, Tensor) else None, views, generator, batch,
+        model, x, y, target, mask, None if callable(place) else place, views, generator, batch,
         lam_tv=lam_tv, lam_print=lam_print, steps=steps, lr=lr)
     inks, mask = palette(x.shape[1]) if inks is None else inks, mask.to(x)
     draw = Anywhere() if place is None else place
@@ -225,19 +256,24 @@ def _checked(
 ) -> tuple[Tensor, Goal, torch.Generator, int]:
     """The photographs, what the attack is after, its random numbers, and how many photographs go into a step."""
     check_images(x)
+    if isinstance(model, list | tuple):
+        raise TypeError("a sticker's attack takes one model: kit.core.Ensemble makes one of several")
+    if many := [name for name, value in settings.items() if isinstance(value, Tensor)]:
+        raise TypeError(f"{many[0]} must be a number, not a tensor: there is one sticker for all photographs")
     check_settings({**settings, "batch": batch, "generator": generator})
     if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[:2] != (1, 1):
         raise ValueError(f"mask must be a tensor (1, 1, S, S), not {tuple(getattr(mask, 'shape', ())) or mask!r}")
     if not bool(((mask == 0) | (mask == 1)).all()) or not bool(mask.any()):
         raise ValueError("mask must hold 0 and 1, and a 1 somewhere: use (mask > 0.5).float()")
-    if frames is not None and frames.shape != (len(x), 2, 3):
-        raise ValueError(f"frames must have the shape ({len(x)}, 2, 3), one for each photograph, "
-                         f"not {tuple(frames.shape)}")
+    if frames is not None:
+        check_frames(frames, len(x))
     x, source = x.detach(), seeded() if generator is None else generator
     with borrowed(model, x):
         few = x[:2]
-        classes = check_model(model, few if views is None else views(few, seeded()).detach())
+        classes = check_model(model, few if views is None else first_look(views, few))
     check_labels(y, x, classes)
     if target is not None:
         check_labels(target, x, classes, "target")
+        if bool((target == y).all()):
+            raise ValueError("the target of every photograph is its own label: give another class")
     return x, Goal(y, target), source, batch or min(len(x), chunk_size(x))

@@ -101,7 +101,8 @@ def test_each_image_has_its_own_view_and_the_gradient_passes():
 @pytest.mark.parametrize(("wrong", "words"), [
     ({"distance": (0, 3)}, "distance"), ({"distance": (9, 3)}, "distance"), ({"angle": (-90, 0)}, "angle"),
     ({"light": (0, 1)}, "light"), ({"blur": -1}, "blur"), ({"noise": float("nan")}, "noise"), ({"size": 0}, "size"),
-    ({"half": 6.0}, "farther off"),
+    ({"half": 6.0}, "farther off"), ({"distance": 5.0}, r"\(low, high\)"), ({"angle": (0, 1, 2)}, r"\(low, high\)"),
+    ({"light": (0.5, float("nan"))}, "light"), ({"size": 32.5}, "whole number"),
 ])
 def test_settings_that_make_no_sense_get_one_sentence(wrong, words):
     with pytest.raises(ValueError, match=words):
@@ -111,3 +112,67 @@ def test_settings_that_make_no_sense_get_one_sentence(wrong, words):
 def test_images_must_be_square():
     with pytest.raises(ValueError, match="square"):
         Camera()(torch.rand(1, 3, 8, 9))
+    with pytest.raises(TypeError, match="generator"):
+        Camera()(pictures(), 3)
+    with pytest.raises(ValueError, match="divide them by 255"):
+        Camera()(255 * pictures())
+
+
+def test_the_smallest_pictures_are_seen_too():
+    x = torch.full((2, 1, 2, 2), 0.2)
+    x[1] = 0.6
+    assert Camera(**STILL, size=3).at(5, 0)(x).flatten(1).unique(dim=1)[:, 0].tolist() == pytest.approx([0.2, 0.6])
+
+
+def test_where_it_stands_and_the_light_come_from_the_generator():
+    x, camera = pictures(1), Camera(distance=(5, 40), angle=(-60, 60), light=(0.7, 1.2), blur=0.0, noise=0.0)
+    a, again, b = (camera(x, generator(s)) for s in (0, 0, 1))
+    assert torch.equal(a, again)
+    assert not torch.equal(a, b)
+
+
+def levels(x):
+    """How many different columns there are."""
+    return len((255 * x[0, 0]).round().unique(dim=1).T)
+
+
+def test_the_sensor_has_as_many_pixels_as_it_says():
+    """Of a picture whose columns all differ, a sensor keeps as many columns as it has pixels; they are read one to one
+    where `size` is that number."""
+    x = torch.linspace(0, 1, 64).expand(1, 1, 64, 64).contiguous()
+    for size, sharp, distance, pixels in ((16, 5.0, 5, 16), (8, 10.0, 10, 8)):
+        seen = Camera(**STILL, size=size, sharp=sharp).at(distance, 0)(x)
+        assert torch.equal(seen, eight_bits(seen))
+        assert levels(seen) == pixels
+    # 4 at the least, however far off: means of 16 columns, and bilinear between them
+    far = Camera(**STILL, size=32).at(1000, 0)(x)
+    four = eight_bits(torch.nn.functional.adaptive_avg_pool2d(x, 4))
+    assert torch.allclose(far, torch.nn.functional.interpolate(four, (32, 32), mode="bilinear"), atol=1e-5)
+    # twice `size` at the most: a stripe in 64 points is averaged over 64 / (2 · 8) = 4 of them before the 8 bits
+    near = Camera(**STILL, size=8, sharp=1e4).at(5, 0)
+    assert torch.equal(near(x), Camera(**STILL, size=8, sharp=10.0).at(5, 0)(x))
+
+
+def test_a_wide_sign_is_nearer_in_its_own_widths():
+    x = pictures(1)
+    narrow, wide = (Camera(**STILL, half=h).at(5, 40)(x) for h in (1.25, 2.5))
+    assert torch.equal(wide, Camera(**STILL, half=1.25, sharp=12.5).at(2.5, 40)(x))
+    assert not torch.equal(narrow, wide)
+
+
+def test_beyond_its_edge_and_its_horizon_a_plane_goes_on_as_it_ends():
+    white = torch.ones(1, 1, 32, 32)
+    assert torch.allclose(turned(white, torch.tensor([50.0]), torch.tensor([4.0])), white)
+    sides = white.clone()
+    sides[..., :16] = 0  # from near at a steep angle the plane's far side would come back mirrored
+    row = turned(sides, torch.tensor([80.0]), torch.tensor([1.1]))[0, 0, 16]
+    assert (row.diff() >= -1e-6).all()
+
+
+def test_a_sensor_is_full_at_white():
+    """Before the crop is resized: between black and an overexposed half lies what lies between black and white."""
+    x = torch.zeros(1, 1, 16, 16)
+    x[..., 8:] = 1
+    dark, bright = (Camera(**{**STILL, "light": (v, v)}).at(1000, 0)(x) for v in (1.0, 3.0))
+    assert torch.allclose(dark, bright)
+    assert ((dark > 0.1) & (dark < 0.9)).any()

@@ -43,6 +43,17 @@ def test_the_words_can_be_told_and_others_are_refused():
         graffiti(64, thick=-1.0)
 
 
+@pytest.mark.parametrize(("draw", "words"), [
+    (lambda: face(8, sides=2), "3 sides or more, not 2"), (lambda: face(8, sides=-4), "3 sides"),
+    (lambda: face(0), "size must be"), (lambda: bars(8.5), "size must be"), (lambda: glasses((8, 8)), "size must be"),
+    (lambda: graffiti(32, words=("LOVE",)), "words must be two"), (lambda: graffiti(32, words="LOVE"), "words must be"),
+    (lambda: graffiti(32, words=("", "LOVE")), "words must be two"),
+])
+def test_what_cannot_be_drawn_is_said(draw, words):
+    with pytest.raises(ValueError, match=words):
+        draw()
+
+
 def test_glasses_leave_the_lenses_free():
     mask = glasses(64)[0, 0]
     assert mask[25, 19] == 0

@@ -46,3 +46,16 @@ def test_a_palette_of_other_channels_is_refused():
     assert len(palette().unique(dim=0)) == 27
     with pytest.raises(ValueError, match="a colour a row"):
         printability(torch.rand(1, 3, 2, 2), palette(1))
+
+
+def test_a_mask_without_a_pixel_or_of_another_size_is_refused():
+    p, inks = torch.rand(2, 3, 4, 4), palette()
+    empty = torch.ones(2, 1, 4, 4)
+    empty[1] = 0
+    with pytest.raises(ValueError, match="no pixel"):
+        printability(p, inks, empty)
+    for mask in (torch.ones(1, 1, 3, 3), torch.ones(1, 3, 4, 4), torch.ones(3, 1, 4, 4), torch.ones(4, 4)):
+        with pytest.raises(ValueError, match=r"\(1 or 2, 1, 4, 4\)"):
+            printability(p, inks, mask)
+    with pytest.raises(ValueError, match="divide them by 255"):
+        printability(255 * p, inks)

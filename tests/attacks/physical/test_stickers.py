@@ -114,7 +114,7 @@ def test_two_by_two_pixels_are_as_good_as_the_best_of_all_sixteen():
     side, size = 6, 2
     model, x = tiny(side=side), some(5, side=side)
     y, frames = logits(model, x).argmax(1), whole_places(side, size)[0][7].expand(5, -1, -1)
-    target, mask = torch.full_like(y, 2), torch.ones(1, 1, size, size)
+    target, mask = torch.full_like(y, 1), torch.ones(1, 1, size, size)
 
     def value(p):
         return -torch.nn.functional.cross_entropy(logits(model, paste(x, p, mask, frames)), target)
@@ -212,7 +212,7 @@ def test_calls_repeat_and_leave_nothing_behind(attack):
 def test_a_step_is_taken_along_that_steps_gradient_alone():
     """ART's patch never clears its gradient, so that each step repeats all before it."""
     model, x, mask = tiny(), some(3), block()
-    y, target = logits(model, x).argmax(1), torch.tensor([2, 2, 2])
+    y, target = logits(model, x).argmax(1), torch.tensor([1, 1, 1])
     plain = lambda v, g, memory: v + 0.5 * g  # noqa: E731
     p = torch.full((1, 1, 6, 6), 0.5) * mask
     for _ in range(4):
@@ -239,7 +239,7 @@ def test_the_norm_is_a_price_and_is_not_squared():
     assert (masked_attack(Linear(w), x, y, lam=4.5, **how).abs().max()) > 0.3
     assert (masked_attack(Linear(w), x, y, lam=5.5, **how).abs().max()) < 0.05
     assert masked_attack(Linear(w), x, y, lam=3.5, norm="linf", **how).flatten()[8:10].min() > 0.3
-    down = masked_attack(Linear(w), x, y, lam=0.0, **{**how, "target": y})
+    down = masked_attack(Linear(w), x, target, lam=0.0, **{**how, "target": y})
     assert down.flatten()[8:10].max() < -0.3  # the other target, the other sign
 
 
@@ -294,10 +294,19 @@ def test_a_trace_holds_every_step():
     ({"frames": torch.zeros(2, 2, 3)}, r"\(6, 2, 3\)"), ({"steps": 0}, "steps"), ({"lr": -1.0}, "lr"),
     ({"eps": -1.0}, "eps"), ({"norm": "l3"}, "norm"), ({"batch": 0}, "batch"), ({"lam": float("nan")}, "lam"),
     ({"target": torch.zeros(6)}, "target"), ({"generator": 3}, "generator"),
+    ({"frames": [1]}, r"\(6, 2, 3\).*list"), ({"frames": torch.full((6, 2, 3), torch.nan)}, "NaN"),
+    ({"frames": torch.tensor([[1.0, 0, 9], [0, 1, 0]]).expand(6, -1, -1), "lam_print": 1.0}, "move its frame"),
+    ({"eps": torch.full((6,), 0.1)}, "eps must be a number, not a tensor"), ({"lam": torch.ones(2)}, "lam must"),
+    ({"lam_print": 1.0, "inks": [[0.5]]}, "the inks must"), ({"lam_print": 1.0, "inks": torch.ones(0, 1)}, "inks must"),
+    ({"target": torch.tensor([2] * 6)}, "its own label"), ({"model": [tiny()]}, "Ensemble"),
+    ({"views": lambda v, source: 255 * v}, "views returns.*divide them by 255"),
+    ({"views": lambda v, source: v[:1]}, "one image for each"), ({"views": lambda v, source: None}, "views returns"),
+    ({"views": lambda v, source: v.detach()}, "no gradient"),
 ])
 def test_mistakes_get_one_sentence(wrong, words):
-    model, x = tiny(), some()
-    y = logits(model, x).argmax(1)
+    wrong = dict(wrong)
+    model, x = wrong.pop("model", tiny()), some()
+    y = torch.full((6,), 2)
     with pytest.raises((ValueError, TypeError), match=words) as caught:
         masked_attack(model, x, y, **({"mask": block()} | wrong))
     assert "\n" not in str(caught.value)
@@ -305,5 +314,74 @@ def test_mistakes_get_one_sentence(wrong, words):
         Anywhere(scale=(0.5, 0.2))
     with pytest.raises(ValueError, match="angle"):
         Anywhere(angle=200)
+    with pytest.raises(ValueError, match="scale"):
+        Anywhere(scale=0.3)
+    with pytest.raises(ValueError, match="one number"):
+        Anywhere(angle=(-20, 20))
     with pytest.raises(ValueError, match="divide them by 255"):
-        patch(model, 255 * x, y, mask=block())
+        patch(tiny(), 255 * x, y, mask=block())
+    for place in (3, [1, 2], torch.zeros(2, 2, 3), lambda n, source: torch.zeros(1, 2, 3)):
+        with pytest.raises(ValueError, match=r"frames must have the shape \(6, 2, 3\)"):
+            patch(tiny(), x, y, mask=block(), place=place)
+
+
+@pytest.mark.parametrize("put", [stick, paste])
+def test_a_sticker_of_another_size_is_not_stretched(put):
+    x, mask = some(2, channels=3), block()
+    good = torch.rand(1, 3, 6, 6, generator=generator(0))
+    for wrong, words in (
+            ({"x": 255 * x}, "divide them by 255"), ({"content": good[..., :1, :1]}, r"sticker \(1, 1\)"),
+            ({"content": good[..., :1, :1], "mask": mask[..., 1:2, 2:3]}, "or give frames"),
+            ({"mask": mask[..., :3, :3], "frames": identity(2)}, r"mask \(3, 3\), sticker \(6, 6\)$"),
+            ({"content": good[:, :1]}, "3 channels"), ({"mask": mask.expand(1, 3, 6, 6)}, "mask 1, not 3 and 3"),
+            ({"content": good[0]}, "4 axes"), ({"mask": mask.numpy()}, "mask must be a tensor"),
+            ({"frames": identity(3)}, r"\(2, 2, 3\)")):
+        given = {"x": x, "content": good, "mask": mask, "frames": None} | wrong
+        with pytest.raises(ValueError, match=words):
+            put(*given.values())
+    for colours in (255 * good, good - 1):
+        with pytest.raises(ValueError, match="colours of a patch"):
+            paste(x, colours, mask)
+    assert torch.equal(stick(x, -good, mask.bool()), stick(x, -good, mask))
+
+
+@pytest.mark.parametrize("attack", [masked_attack, patch])
+def test_each_photograph_is_seen_with_its_own_frame_and_others_at_each_step(attack):
+    """Grey photographs tell themselves by their grey. The rule moves every pixel, also outside of the mask."""
+    model = tiny()
+    x = (torch.arange(6.0) / 10 + 0.1).view(6, 1, 1, 1).expand(-1, 1, 6, 6).contiguous()
+    frames, mask, seen, draws = whole_places(6, 3)[0][:6], torch.ones(1, 1, 3, 3), [], []
+    mask[..., 0, 0] = 0
+
+    def look(v, source):
+        seen.append(v.detach())
+        draws.append(float(torch.rand(1, generator=source)))
+        return v
+
+    where = {"frames": frames, "lam": 0.0} if attack is masked_attack else {"place": frames}
+    out = attack(model, x, logits(model, x).argmax(1), mask=mask, views=look, steps=5, batch=3, **where,
+                 rule=lambda v, g, memory: v + 10 / 255)
+    put, first = (stick, 0.0) if attack is masked_attack else (paste, 0.5)
+    assert torch.equal(out, (255 * mask * (first + 50 / 255)).round() / 255)
+    groups = []
+    for k, shown in enumerate(seen[1:]):
+        rows = ((shown[:, 0, 5, 0] - 0.1) * 10).round().long()  # a corner where none of the frames lies
+        groups.append(tuple(sorted(rows.tolist())))
+        content = mask * (first + k * 10 / 255)
+        assert torch.allclose(shown, put(x[rows], content, mask, frames[rows]), atol=1e-6)
+    assert len(set(groups)) > 1
+    assert len(set(draws[1:])) == 5
+
+
+def test_a_patch_has_another_place_at_each_step():
+    model, x, places = tiny(), some(), []
+
+    def place(n, source):
+        places.append(Anywhere()(n, source))
+        return places[-1]
+
+    patch(model, x, torch.zeros(6, dtype=torch.long), mask=block(), place=place, steps=4)
+    assert len({float(p.sum()) for p in places}) == len(places) == 4
+    default = patch(model, x, torch.zeros(6, dtype=torch.long), mask=block(), steps=4)
+    given = patch(model, x, torch.zeros(6, dtype=torch.long), mask=block(), steps=4, place=Anywhere())
+    assert torch.equal(default, given)
