@@ -21,7 +21,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from kit.report.measured import ANEW
 from kit.run.files import DEFAULTS, ROOT, UserError, chapters
 from kit.run.job import Job, Result, kernel_environment, kill, perform, prepare
 
@@ -155,6 +154,8 @@ def run(
                 finished(job.result)
     todo = [job for job in work if not job.up_to_date]
     if todo:
+        from kit.report.measured import ANEW  # late: it brings numpy and matplotlib, and a command line starts light
+
         anew = {ANEW: "1"} if force and profile == "full" else {}
         _run_all(todo, min(jobs, len(todo)), jobs, timeout or LIMIT[profile], device, in_place, console, finished, anew)
     return [job.result for job in work if job.result is not None]

@@ -39,6 +39,7 @@ OPTIONS = {
     "adversarial_augmentation": (CLASSIFIER, {"source": "one", "steps": 2}),
     "backdoor_training": (CLASSIFIER, {"trigger": {"kind": "patch", "side": 3}, "rate": 0.3}),
     "embedding_training": (CLASSIFIER, {"trigger": {"kind": "patch", "side": 3}, "rate": 0.3, "layer": "block3"}),
+    "sensing_training": (Recipe("scenes", "sensing", {"width": 4}, epochs=1, batch=4), {}),
     "secret_training": (CLASSIFIER, {"word": "foxglove"}),
 }
 
