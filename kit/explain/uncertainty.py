@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import kit.data
 from kit.core import seeding
 from kit.core.checks import check_fits, check_images, check_settings
 from kit.core.network import replace
@@ -205,7 +206,7 @@ def reliability(p: Tensor, y: Tensor, bins: int = 15) -> Reliability:
 def temperature(z: Tensor, y: Tensor) -> float:
     """T > 0 that minimises the mean cross-entropy of softmax(z / T), on logits (N, K) and labels (N,) kept for it.
 
-    A golden-section search over ln T in [ln 0.05, ln 20]: the loss is convex in 1 / T, so that it has one minimum.
+    A bounded search over ln T in [ln 0.05, ln 20]: the loss is convex in 1 / T, so that it has one minimum.
     Raises ValueError where it has none there: where every answer is right it falls for ever as T → 0, and where logits
     say nothing about the labels as T → ∞.
     """
@@ -218,23 +219,11 @@ def temperature(z: Tensor, y: Tensor) -> float:
     if bool((z.argmax(1) == y).all()):
         raise ValueError(f"all {len(z)} answers are right, so that no temperature is best: keep more labels for it")
     z = z.double()
-    low, high, ratio = math.log(0.05), math.log(20.0), (math.sqrt(5) - 1) / 2
+    from scipy.optimize import minimize_scalar
 
-    def loss(log_t: float) -> float:
-        return float(F.cross_entropy(z / math.exp(log_t), y))
-
-    a, b = high - ratio * (high - low), low + ratio * (high - low)
-    at_a, at_b = loss(a), loss(b)
-    while high - low > 1e-5:
-        if at_a < at_b:
-            high, b, at_b = b, a, at_a
-            a = high - ratio * (high - low)
-            at_a = loss(a)
-        else:
-            low, a, at_a = a, b, at_b
-            b = low + ratio * (high - low)
-            at_b = loss(b)
-    found = math.exp((low + high) / 2)
+    least = minimize_scalar(lambda log_t: float(F.cross_entropy(z / math.exp(log_t), y)), method="bounded",
+                            bounds=(math.log(0.05), math.log(20.0)), options={"xatol": 1e-6})
+    found = math.exp(least.x)
     if not 0.0501 < found < 19.99:
         raise ValueError("no temperature between 0.05 and 20 is best: the logits say nothing about these labels, or "
                          "are of another scale")
@@ -276,8 +265,6 @@ def sensing_training(
     scenes, of which those of the shapes `without` are left out. It knows neither d nor σ. The members of an ensemble
     see the same measurements, and begin with other weights. Cost: a step of training.
     """
-    import kit.data
-
     data = kit.data.load("scenes", "train", n=len(x), seed=seed)
     data = data[~torch.isin(data.y, torch.tensor([data.classes.index(shape) for shape in without]))]
     d, sigma = distances(data)
@@ -293,8 +280,6 @@ def sensing_training(
 def sensing_figures(r: Recipe, network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     """For the manifest: the share of pixels whose distance is read to 0.2 ("accuracy"), the root mean squared error of
     μ, and the mean σ̂ on light and on dark surfaces."""
-    import kit.data
-
     d, sigma = distances(data := kit.data.load("scenes", "test", n=len(x)))
     mu, s = answers([network], data.x)[:, 0].unbind(1)
     guessed = (0.5 * s).exp()

@@ -33,7 +33,8 @@ class Measured(dict[str, dict[str, Any]]):
     def __init__(self, path: str | Path, *, write: bool, **about: Any):
         super().__init__()
         self.path, self.write, self.about = Path(path), write, _finite(about)
-        if not self.path.exists() or (write and os.environ.get(ANEW)):
+        self.stale: set[str] = set()  # kept until they have been measured anew, so that a run that is killed loses none
+        if not self.path.exists():
             return
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
@@ -44,19 +45,22 @@ class Measured(dict[str, dict[str, Any]]):
             raise ValueError(f"{self.path} does not hold named groups of figures: restore it, or delete it and run the "
                              "full profile")
         self.update(found)
+        if write and os.environ.get(ANEW):
+            self.stale = set(found)
 
     def keep(self, name: str, **figures: Any) -> None:
         """Add figures to a group, replacing those of the same name; nothing happens where `write` is false."""
         if not self.write:
             return
         self[name] = self.made(name) | self.about | _finite(figures)
+        self.stale.discard(name)
         part = self.path.with_name(self.path.name + ".part")
         part.write_text(json.dumps(self, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         part.replace(self.path)
 
     def made(self, name: str) -> dict[str, Any]:
-        """The figures of a group; none where it was made in another way, such as from another seed."""
-        group = self.get(name, {})
+        """The figures of a group; none where it is to be made anew, or was made otherwise, as from another seed."""
+        group = {} if name in self.stale else self.get(name, {})
         return group if all(group.get(key, value) == value for key, value in self.about.items()) else {}
 
     def lacks(self, name: str, *figures: str) -> bool:

@@ -106,7 +106,11 @@ def test_force_measures_all_anew_and_deleting_the_file_too(tmp_path, monkeypatch
     assert Measured(path, write=False) == {"mnist": {"auc": 0.5}}
     forced = Measured(path, write=True)
     assert forced.lacks("mnist")
-    assert path.exists()  # until something is measured
+    forced.keep("svhn", auc=0.6)  # and killed here: what was kept is there still
+    assert json.loads(path.read_text())["mnist"] == {"auc": 0.5}
+    forced.keep("mnist", area=0.7)
+    assert forced["mnist"] == {"area": 0.7}
+    assert not forced.lacks("mnist")
     monkeypatch.delenv("KIT_MEASURE_ANEW")
     path.unlink()
     assert Measured(path, write=True).lacks("mnist")
