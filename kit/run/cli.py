@@ -17,6 +17,7 @@ from rich.text import Text
 
 from kit.run.files import PACKAGE, ROOT, UserError, chapters, versions
 from kit.run.job import Result
+from kit.run.lab import commands as lab_commands
 from kit.run.notebooks import run as run_notebooks
 
 OPTIONS: dict[str, Any] = {"add_completion": False, "no_args_is_help": True, "pretty_exceptions_enable": False}
@@ -40,6 +41,9 @@ def _mistakes() -> Iterator[None]:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         errors.print(f"[red]{escape(' '.join(text.split()))}[/red]", soft_wrap=True)
         raise typer.Exit(2) from None
+
+
+app.add_typer(lab_commands(_mistakes, lambda: console, OPTIONS), name="lab")
 
 
 def _short(path: Path) -> str:
