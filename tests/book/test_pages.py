@@ -18,7 +18,8 @@ PAGES = sorted((ROOT / "book").rglob("*.md"))
 
 
 def files(part: dict) -> list[str]:
-    return [entry["file"] for entry in part.get("chapters", [])]
+    entries = part.get("chapters", [])
+    return [page["file"] for entry in entries for page in (entry, *entry.get("sections", []))]
 
 
 def test_every_file_in_the_table_of_contents_exists_and_appears_once():
