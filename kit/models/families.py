@@ -1,4 +1,4 @@
-"""Small networks of eight families, and one of ImageNet's, in a few lines each.
+"""Small networks of eight families, and a family of ImageNet's, in a few lines each.
 
 Every network is an `nn.Sequential` of named stages: `normalise`, `stem`, `block1`, `block2`, …, `head`, so that
 `features(model, ["block2"])` means the same everywhere. Three habits make them easy to explain: the order is always
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from math import ceil
 
 import torch
 import torch.nn.functional as F
@@ -271,10 +272,14 @@ class Halving(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
-def efficientnet_lite0(classes: int = 1000, *, mean=(0.5,) * 3, std=(0.5,) * 3) -> nn.Sequential:
-    """EfficientNet-Lite0 (Liu, 2020, after Tan & Le, 2019): inverted residuals with ReLU6, for 224×224 pixels.
+def efficientnet_lite(
+    classes: int = 1000, *, wide: float = 1.0, deep: float = 1.0, mean=(0.5,) * 3, std=(0.5,) * 3
+) -> nn.Sequential:
+    """EfficientNet-Lite (Liu, 2020, after Tan & Le, 2019): inverted residuals with ReLU6, for 224×224 pixels and more.
 
-    Its tensors are those of timm's tf_efficientnet_lite0, in the same order, and so are its logits.
+    Lite0 is `wide` = `deep` = 1, Lite1 deep = 1.1, Lite2 wide = 1.1 and deep = 1.2: the channels of the stages are
+    multiplied, to multiples of 8, and how often a block is repeated, but for the first and last; stem and head stay.
+    Its tensors are those of timm's tf_efficientnet_lite0 (1, 2), in the same order, and so are its logits.
     """
 
     def layer(cin: int, cout: int, kernel: int = 1, stride: int = 1, groups: int = 1, relu: bool = True):
@@ -295,11 +300,17 @@ def efficientnet_lite0(classes: int = 1000, *, mean=(0.5,) * 3, std=(0.5,) * 3) 
             self.down = layer(inner, cout, relu=False)
             self.add = Add() if cin == cout and stride == 1 else None
 
+    def channels(c: int) -> int:
+        """The nearest multiple of 8, or the next where that would take more than a tenth away."""
+        near = max(8, int(wide * c + 4) // 8 * 8)
+        return near + 8 if near < 0.9 * wide * c else near
+
     stages, cin = {}, 32
     for i, (cout, kernel, stride, expand, times) in enumerate((
         (16, 3, 1, 1, 1), (24, 3, 2, 6, 2), (40, 5, 2, 6, 2), (80, 3, 2, 6, 3), (112, 5, 1, 6, 3), (192, 5, 2, 6, 4),
         (320, 3, 1, 6, 1),
     ), 1):
+        cout, times = channels(cout), ceil(deep * times) if 1 < i < 7 else times
         blocks = [Block(cin, cout, kernel, stride, expand)]
         blocks += [Block(cout, cout, kernel, 1, expand) for _ in range(times - 1)]
         stages[f"block{i}"], cin = nn.Sequential(*blocks), cout

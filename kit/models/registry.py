@@ -106,7 +106,7 @@ CATALOGUE: dict[str, Network] = {
 
 
 def names() -> list[str]:
-    """Every network of the catalogue. `load` also takes `imagenet/<name>`: efficientnet_lite0, or torchvision's."""
+    """Every network of the catalogue. `load` takes imagenet/<name> too: efficientnet_lite0 (1, 2), torchvision's."""
     return list(CATALOGUE)
 
 
