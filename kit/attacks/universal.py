@@ -165,8 +165,8 @@ def uap(
 
     in a new order in each round, until the share `enough` of the images is fooled. DeepFool (l2, `steps` steps, `top`
     classes) walks through [x_i + δ + r], what the model is shown: a step is so long that what the box leaves of it
-    reaches the plane, ten times as long at most, and what it adds to a saturated pixel stays in r. A walk that has not crossed the boundary by its
-    last step but two is left out, as in the original, which knows no box.
+    reaches the plane, ten times as long at most, and what it adds to a saturated pixel stays in r. A walk that has not
+    crossed the boundary by its last step but two is left out, as in the original, which knows no box.
     Cost, image by image: one forward pass, and for one that is not fooled up to 2 · `steps` forward and
     `steps` · (top − 1) backward passes; per round one forward pass of all.
     Source: Moosavi-Dezfooli et al., Universal adversarial perturbations, CVPR 2017, algorithm 1; constants of its code.
