@@ -16,7 +16,7 @@ from kit.core import fooled, generator, logits
 from tests.bench import Task, bare_passes
 
 IMAGES, ORDERS = 128, 3
-BUDGETS = {"in few steps": (24, 32), "as it is called": (100, 64)}  # steps of so many images
+BUDGETS = {"in few steps": (12, 32), "as it is called": (100, 64)}  # steps of so many images
 EPS = {"digits": 0.2, "scenes": 16 / 255}
 
 
