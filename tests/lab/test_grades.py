@@ -105,7 +105,7 @@ def test_what_cannot_be_interrupted_is_stopped():
 @pytest.mark.skipif(not sandbox.apart(), reason="this machine does not allow a process without a network (unshare)")
 def test_there_is_no_network_but_itself():
     reach = "import socket\nsocket.create_connection(('192.0.2.1', 80), timeout=2)"
-    itself = "s = socket.create_server(('127.0.0.1', 0))\nsocket.create_connection(s.getsockname(), timeout=2).close()\n7"
+    itself = "s = socket.create_server(('127.0.0.1', 0))\nsocket.create_connection(s.getsockname(), 2).close()\n7"
     nb, _ = sandbox.run(cells(reach, itself), seconds=60)
     assert told(nb.cells[0]).endswith("OSError")
     assert told(nb.cells[1]) == "7"
@@ -142,7 +142,7 @@ def test_what_a_platform_hands_out_is_sorted(course):
         archive.writestr("../../../tmp/out_of_here/small.ipynb", submission())
         archive.writestr("__MACOSX/._small.ipynb", "x")
     students, left = grades.collect(Path("all.zip"), course, "small")
-    assert students == ["417", "418", "out_of_here"]
+    assert students == ["417", "418"]
     assert [why.rpartition(": ")[2] for why in left] == ["a second notebook of 418", "not a copy of small",
                                                          "not a notebook that can be read"]
     assert sorted(p.parts[2] for p in course.glob("submitted/*/small/small.ipynb")) == students
@@ -172,8 +172,8 @@ def test_from_a_folder_to_what_a_platform_reads(course):
     assert "ada has no points for why (empty)" in refused.stderr
     path.write_text(path.read_text().replace("ada,ada,small,3,,", "ada,ada,small,3,1.5,")
                     .replace("eve,eve,small,0,,", "eve,eve,small,0,2,"))
-    again = call("check", "course/submitted/ada/small/small.ipynb")  # what was given by hand stays, and so do the others
-    assert again.exit_code == 0, again.output
+    again = call("check", "course/submitted/ada/small/small.ipynb")
+    assert again.exit_code == 0, again.output  # what was given by hand stays, and so do the others
     assert [(r["student"], r["why /2"]) for r in grades.table(path)[1]] == [("ada", "1.5"), ("bob", "0"), ("eve", "2")]
 
     found = {}
