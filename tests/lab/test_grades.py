@@ -1,6 +1,5 @@
 """Collecting, the sandbox, the grades and their forms, and the commands around them."""
 import csv
-import importlib.util
 import subprocess
 import sys
 import zipfile
@@ -14,6 +13,7 @@ from typer.testing import CliRunner
 from kit.lab import grades, sandbox
 from kit.lab import source as lab
 from kit.run import cli
+from tests.lab.grader import NBGRADER, nbgrader
 
 META = {"grade": False, "locked": False, "schema_version": 3, "solution": False, "task": False}
 
@@ -237,8 +237,7 @@ def test_what_computes_nothing_does_not_wait_for_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("nbgrader") is None,
-                    reason="nbgrader is not installed: pip install -e '.[lab]'")
+@NBGRADER
 def test_nbgrader_takes_over_and_comes_to_the_same_points(course):
     for student, text in {"ada": submission(), "bob": submission("two = 3")}.items():
         place = course / "submitted" / student / "small"
@@ -246,13 +245,9 @@ def test_nbgrader_takes_over_and_comes_to_the_same_points(course):
         (place / "small.ipynb").write_text(text)
     assert call("check", "--lab", "small").exit_code == 0
 
-    def nbgrader(*words):
-        done = subprocess.run([sys.executable, "-m", "nbgrader", *words], cwd=course, capture_output=True, text=True,
-                              check=False)
-        assert done.returncode == 0, done.stderr
-    nbgrader("generate_assignment", "small", "--force")
-    nbgrader("autograde", "small", "--create", "--force")
-    nbgrader("export", "--to", "theirs.csv")
+    nbgrader(course, "generate_assignment", "small", "--force")
+    nbgrader(course, "autograde", "small", "--create", "--force")
+    nbgrader(course, "export", "--to", "theirs.csv")
     with open(course / "theirs.csv", newline="") as file:
         theirs = {row["student_id"]: float(row["score"]) for row in csv.DictReader(file)}
     _, rows = grades.table(course / "grades_small.csv")
