@@ -196,6 +196,15 @@ def test_points_that_cannot_be_are_refused(tmp_path, points, words):
         grades.export(path, "moodle", tmp_path / "out.csv")
 
 
+def test_a_lab_that_stops_by_itself_is_not_put_down_to_the_student(course):
+    key = nbformat.read(grades.key_of(course, "small"), 4)
+    next(cell for cell in key.cells if cell.id == "parameters").source = "seed = 1 / 0"
+    nbformat.write(key, grades.key_of(course, "small"))
+    Path("ada_small.ipynb").write_text(submission())
+    remark = grades.grade(Path("ada_small.ipynb"), course, "small").remark
+    assert remark == "the lab's own cell parameters stopped with ZeroDivisionError"
+
+
 def test_a_file_that_is_no_notebook_gets_no_points_and_a_remark(course):
     Path("ada_small.ipynb").write_text("{")
     result = grades.grade(Path("ada_small.ipynb"), course, "small")
