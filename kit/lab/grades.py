@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import nbformat
 
@@ -117,10 +118,21 @@ def grade(path: Path, course: Path, lab: str, *, seconds: float = 60.0, memory: 
     except ValueError as error:
         return Graded(student, {q.name: 0.0 for q in questions(key)}, str(error))
     executed, remark = run(poured(submission, key), seconds=seconds, memory=memory)
+    remark = remark or stopped(executed)
     kept = course / "autograded" / student / lab / f"{lab}.ipynb"
     kept.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(executed, kept)
     return Graded(student, earned(executed), remark)
+
+
+def stopped(executed: Any) -> str:
+    """A remark where one of the lab's own cells stopped: what follows it may then not be the student's fault."""
+    for cell in executed.cells:
+        meta = graded(cell)
+        given = meta and not meta.get("solution") and not meta.get("grade") and cell.cell_type == "code"
+        if given and (errors := [o.ename for o in cell.outputs if o.output_type == "error"]):
+            return f"the lab's own cell {meta['grade_id']} stopped with {errors[0]}"
+    return ""
 
 
 def write(found: Sequence[Graded], course: Path, lab: str, path: Path) -> None:

@@ -1,16 +1,14 @@
 """The labs: the solution gets full marks, the stub none, each named wrong answer its hint; the versions are what they
 should be, and nbgrader, where it is installed, makes the same of them."""
 import copy
-import importlib.util
 import re
-import subprocess
-import sys
 
 import nbformat
 import pytest
 
 from kit.lab import EXERCISES, check
 from kit.lab import source as lab
+from tests.lab.grader import NBGRADER, nbgrader
 from tests.lab.inline import run, run_cell
 
 LABS = lab.names()
@@ -192,16 +190,10 @@ def test_points_are_read_as_nbgrader_reads_them_but_never_given_for_nothing():
     assert lab.earned(lab.release(nb))["explain"] == 0.0
 
 
-NBGRADER = pytest.mark.skipif(importlib.util.find_spec("nbgrader") is None,
-                              reason="nbgrader is not installed: pip install -e '.[lab]'")
-
-
 @NBGRADER
 @pytest.mark.parametrize("name", LABS)
 def test_nbgrader_makes_the_same_students_version(name, tmp_path):
     ours = nbformat.read(lab.build(name, tmp_path)["release"], 4)
-    done = subprocess.run([sys.executable, "-m", "nbgrader", "generate_assignment", name, "--force"], cwd=tmp_path,
-                          capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    nbgrader(tmp_path, "generate_assignment", name, "--force")
     theirs = nbformat.read(tmp_path / "release" / name / f"{name}.ipynb", 4)
     assert [(c.cell_type, c.source) for c in theirs.cells] == [(c.cell_type, c.source) for c in ours.cells]
