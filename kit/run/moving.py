@@ -195,8 +195,8 @@ def forged() -> Made:
     benign = grad_cam(model, x, y)
     found = Moving(
         "forged", "fire/adv2", "eq-adv2", "The weight of the lie",
-        "ADV² against Grad-CAM, at most 8 of 255 per channel. Left the attacked image, right the map for the class that "
-        "is named now. λ weighs how much the map must look as it did for the image before the attack.",
+        "ADV² against Grad-CAM, at most 8 of 255 per channel. Left the attacked image, right the map for the class "
+        "that is named now. λ weighs how much the map must look as it did for the image before the attack.",
         "Left the attacked scene, right a map in grey levels of where the network is said to look.",
         ["λ"], ["answer", "probability", "distance of the maps"], ["probability", "distance of the maps"])
     frames = []
