@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("core", "data", "models", "explain", "attacks", "poison", "detect", "certify", "fire", "defend", "report",
-            "train")
+PACKAGES = ("core", "data", "models", "explain", "attacks", "poison", "detect", "certify", "fire", "defend", "diverse",
+            "report", "train")
 SHOWN = re.compile(r"\{literalinclude\} (\S+)\n((?::.*\n)*)")
 LABEL = re.compile(r"^\$\$ *\(([\w-]+)\)", re.M)
 

@@ -212,6 +212,20 @@ def book() -> None:
 
 
 @app.command()
+def moving(
+    names: Annotated[list[str] | None, typer.Argument(help="Figures; none means all.")] = None,
+) -> None:
+    """Compute the frames of the figures that move, and keep them beside the book's pages."""
+    with _mistakes():
+        of = import_module("kit.run.moving")
+        if unknown := set(names or []) - set(of.FIGURES):
+            raise UserError(f"there is no figure {sorted(unknown)[0]!r}: choose among {', '.join(of.FIGURES)}")
+        for name in names or of.FIGURES:
+            for path in of.write(name, ROOT / of.FOLDER):
+                console.print(f"written: {escape(_short(path))}", soft_wrap=True)
+
+
+@app.command()
 def scoreboard() -> None:
     """Write book/scoreboard.md and book/records.md from what the committed notebooks recorded."""
     with _mistakes():

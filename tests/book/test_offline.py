@@ -363,3 +363,123 @@ def test_equations_are_rendered(site, serve, idle, tmp_path, served):
     assert len(page.find_all("mjx-container")) == len(written)
     assert page.find_all("mjx-merror") == page.find_all(attrs={"data-mml-node": "merror"}) == []
     assert hosts(asked) - idle == set()
+
+
+DRIVE = """<script>
+addEventListener("load", () => {
+  const figure = document.querySelector("#moving-push");
+  const [attack, eps] = figure.querySelectorAll("input[type=range]");
+  const set = (range, value) => { range.value = value; range.dispatchEvent(new Event("input", {bubbles: true})); };
+  const note = (id) => {
+    const p = document.createElement("p");
+    p.id = id;
+    p.textContent = figure.querySelector("output").textContent + " | " +
+      figure.querySelector(".moving-frame").style.getPropertyValue("--at") + " | " + eps.getAttribute("aria-valuetext");
+    document.body.append(p);
+  };
+  note("first"); set(attack, 1); set(eps, 16); note("last");
+});
+</script></body>"""
+
+
+@needs_browser
+def test_a_figure_moves_from_disk_and_says_what_it_shows(site, tmp_path):
+    """The sliders of the built page are driven in a browser: frame, text and label follow the table."""
+    page = site / "notebooks" / "attacks" / "gradient.html"
+    driven = page.with_name("driven.html")
+    driven.write_text(page.read_text().replace("</body>", DRIVE))
+    try:
+        dom, asked = browse(driven.as_uri(), tmp_path / "run")
+    finally:
+        driven.unlink()
+    after = BeautifulSoup(dom, "html.parser")
+    figure = after.find(id="moving-push")
+    rows = [[cell.get_text() for cell in row("td")] for row in figure.select("tbody tr")]
+    heads = [head.get_text() for head in figure.select("thead th")][2:]
+    for name, at in (("first", 0), ("last", len(rows) - 1)):
+        said = ", ".join(f"{head}: {value}" for head, value in zip(heads, rows[at][2:], strict=True))
+        assert after.find(id=name).get_text() == f"{said} | {at} | {rows[at][1]}"
+    assert not figure.find("details").has_attr("open")
+    assert all(range_.find_parent("label").get_text(strip=True) for range_ in figure("input"))
+    assert hosts(asked) == set()
+
+
+def test_without_scripts_a_figure_is_its_first_frame_and_its_table(parsed):
+    figures = [(path, figure) for path, page in parsed.items() for figure in page.select("figure.kit-moving")]
+    assert len(figures) >= 6
+    for path, figure in figures:
+        assert figure.find("details").has_attr("open")
+        assert len(figure.select("tbody tr")) > 5
+        assert len(figure.find("figcaption").get_text()) > 60
+        for frame in figure.select(".moving-frame"):
+            assert len(frame["aria-label"]) > 40
+            assert "--at:0" in frame["style"]
+            assert (path.parent / re.search(r"url\(([^)]+)\)", frame["style"])[1]).is_file()
+
+
+ANSWER = """<script>
+addEventListener("load", () => {
+  for (const [id, right] of [["wrong", "false"], ["right", "true"]]) {
+    const quiz = document.querySelector("fieldset.kit-quiz");
+    quiz.querySelector(`input[data-right=${right}]`).click();
+    const p = document.createElement("p");
+    p.id = id;
+    p.textContent = `${quiz.querySelector("output").textContent} | ${quiz.querySelector("details").hidden}`;
+    document.body.append(p);
+  }
+});
+</script></body>"""
+
+
+@needs_browser
+def test_a_question_answers_back_in_a_browser(site, tmp_path):
+    page = site / "book" / "parts" / "attacking.html"
+    driven = page.with_name("driven.html")
+    driven.write_text(page.read_text().replace("</body>", ANSWER))
+    try:
+        dom, asked = browse(driven.as_uri(), tmp_path / "run")
+    finally:
+        driven.unlink()
+    after = BeautifulSoup(dom, "html.parser")
+    first = after.select_one("fieldset.kit-quiz")
+    wrong, right = (first.select_one(f"input[data-right={word}]")["data-says"] for word in ("false", "true"))
+    assert after.find(id="wrong").get_text() == f"Not quite. {wrong} | true"
+    assert after.find(id="right").get_text() == f"Right. {right} | false"
+    assert hosts(asked) == set()
+
+
+READ = """<script>
+localStorage.setItem("kit-read", JSON.stringify(["notebooks/attacks/gradient"]));
+addEventListener("load", () => {
+  const note = (id) => {
+    const p = document.createElement("p");
+    p.id = id;
+    p.textContent = `${document.querySelector(".kit-progress output").textContent} ` +
+      `${[...document.querySelectorAll(".kit-tick")].map((t) => t.previousElementSibling.getAttribute("href"))}`;
+    document.body.append(p);
+  };
+  note("some"); document.querySelector(".kit-progress button").click(); note("none");
+});
+</script></head>"""
+
+
+def test_the_home_page_lists_every_chapter(site, parsed, names):
+    page = parsed[(site / "book" / "index.html").resolve()]
+    linked = [link["href"] for link in page.select(".kit-chapters a")]
+    assert sorted(linked) == sorted(f"../{place}.html" for place in names.chapters)
+    assert page.select_one(".kit-progress").has_attr("hidden")  # until the script has something to show
+
+
+@needs_browser
+def test_progress_is_shown_and_can_be_cleared(site, tmp_path, names):
+    page = site / "book" / "index.html"
+    driven = page.with_name("driven.html")
+    driven.write_text(page.read_text().replace("</head>", READ, 1))
+    try:
+        dom, _ = browse(driven.as_uri(), tmp_path / "run")
+    finally:
+        driven.unlink()
+    after = BeautifulSoup(dom, "html.parser")
+    said = f"{{}} of {len(names.chapters)} chapters read, as this browser remembers. {{}}"
+    assert after.find(id="some").get_text() == said.format(1, "../notebooks/attacks/gradient.html")
+    assert after.find(id="none").get_text() == said.format(0, "")
