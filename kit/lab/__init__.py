@@ -16,4 +16,4 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'kit.lab' has no attribute {name!r}")
     import_module("kit.lab.exercises")
-    return getattr(import_module("kit.lab.exercise"), name)
+    return getattr(import_module("kit.lab.checks"), name)

@@ -4,7 +4,7 @@ import torch
 
 from kit.core import generator
 from kit.lab import EXERCISES, check, exercise, judge, marks, marks_number
-from kit.lab.exercise import tensors
+from kit.lab.checks import tensors
 
 NAMES = sorted(EXERCISES)
 MISTAKES = [(name, wrong) for name in NAMES for wrong in EXERCISES[name].wrong]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kit.explain import iou
 from kit.fire.adv2.descent import map_distance, unit
-from kit.lab.exercise import Case, exercise
+from kit.lab.checks import Case, exercise
 
 
 def pair_cases(g: torch.Generator) -> Iterator[Case]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kit.explain import energy_inside
-from kit.lab.exercise import Case, exercise
+from kit.lab.checks import Case, exercise
 
 
 def heat_cases(g: torch.Generator) -> Iterator[Case]:

@@ -7,7 +7,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from kit.defend.smoothing.binomial import clopper_pearson
-from kit.lab.exercise import Case, exercise
+from kit.lab.checks import Case, exercise
 
 
 def box_cases(g: torch.Generator) -> Iterator[Case]:

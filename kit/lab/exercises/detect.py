@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kit.lab.exercise import Case, exercise
+from kit.lab.checks import Case, exercise
 
 
 def answers(g: torch.Generator, n: int, k: int) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kit.core import Linf, generator
-from kit.lab.exercise import Case, exercise
+from kit.lab.checks import Case, exercise
 
 
 def step_cases(g: torch.Generator) -> Iterator[Case]:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kit.core import L1, L2, Linf
 from kit.core.balls import column
-from kit.lab.exercise import Case, exercise
+from kit.lab.checks import Case, exercise
 
 
 def far_cases(eps: tuple[float, ...]):

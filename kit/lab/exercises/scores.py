@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kit.lab.exercise import Case, exercise
+from kit.lab.checks import Case, exercise
 
 
 def cubic(g: torch.Generator, d: int):
