@@ -93,8 +93,7 @@ CATALOGUE: dict[str, Network] = {
     "drawn/digits-cnn7": Network("drawers", {"width": 12, "noise": 8, "shapes": {
         "layer1": [12, 28, 28], "layer2": [12, 14, 14], "layer3": [24, 14, 14], "layer4": [24, 7, 7],
         "layer5": [48], "layer6": [48], "head": [10]}}),
-    **{f"{pool}/{data}": Network("pooled", GREY_28 | {"pool": pool})
-       for data in ("digits", "mnist") for pool in ("average", "max")},
+    **{f"{pool}/digits": Network("pooled", GREY_28 | {"pool": pool}) for pool in ("average", "max")},
     "rts/scenes-resnet": Network("masks", {"maps": {"block3": 64, "block2": 32}}),
     "rts/scenes-vgg": Network("masks", {"maps": {"block3": 64, "block1": 16}}),
     "rts/cifar10-resnet": Network("masks", {"maps": {"block3": 80, "block2": 40}}),

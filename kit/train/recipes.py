@@ -227,8 +227,6 @@ HOW: dict[str, dict[str, Any]] = {
     # two that differ in their pooling alone
     **{f"{pool}/digits": {"data": "digits", "epochs": 30, "shift": 1, "train": pooled_training,
                           "options": {"half": True}} for pool in ("average", "max")},
-    **{f"{pool}/mnist": {"data": "mnist", "images": 20_000, "epochs": 4, "train": pooled_training,
-                         "options": {"half": True}} for pool in ("average", "max")},
     "rts/scenes-resnet": MASKS | {"data": "scenes", "images": 2400, "flip": True, "options": {
         "classifier": "scenes/resnet", "half": True}},
     "rts/scenes-vgg": MASKS | {"data": "scenes", "images": 2400, "flip": True, "options": {

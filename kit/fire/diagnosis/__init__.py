@@ -25,6 +25,6 @@ from kit.fire.diagnosis.training import interpretgan_figures, interpretgan_train
 
 __all__ = [
     "Diagnosis", "InterpretGAN", "bits_kept", "diagnose", "equal_noise", "equally_accurate", "gains",
-    "information_lost", "interpretgan_figures", "interpretgan_training", "nearest_flip", "other_answers", "pooled_training",
-    "rank_kept",
+    "information_lost", "interpretgan_figures", "interpretgan_training", "nearest_flip", "other_answers",
+    "pooled_training", "rank_kept",
 ]
