@@ -90,6 +90,10 @@ CATALOGUE: dict[str, Network] = {
     "autozoom/digits": Network("autoencoder", {"channels": 1, "size": 28, "maps": 1, "levels": 1}),
     "deflect/digits": Network("capsules", {"channels": 1, "size": 28}),
     **{f"sensing{k}/scenes": Network("sensing") for k in range(1, 6)},
+    "drawn/digits-cnn7": Network("drawers", {"width": 12, "noise": 8, "shapes": {
+        "layer1": [12, 28, 28], "layer2": [12, 14, 14], "layer3": [24, 14, 14], "layer4": [24, 7, 7],
+        "layer5": [48], "layer6": [48], "head": [10]}}),
+    **{f"{pool}/digits": Network("pooled", GREY_28 | {"pool": pool}) for pool in ("average", "max")},
     "rts/scenes-resnet": Network("masks", {"maps": {"block3": 64, "block2": 32}}),
     "rts/scenes-vgg": Network("masks", {"maps": {"block3": 64, "block1": 16}}),
     "rts/cifar10-resnet": Network("masks", {"maps": {"block3": 80, "block2": 40}}),
@@ -142,7 +146,8 @@ def load(name: str, device: str | torch.device | None = None) -> nn.Module:
 
     The purifiers (`hgd/…`, `comdefend/…`) return images instead; `kit.defend` puts them before a classifier. So
     does the autoencoder (`autozoom/digits`), whose `decoder` makes images of codes. The decoders (`rts/…`, `rtsa/…`)
-    make masks of a classifier's feature maps: `kit.explain.RTS.shipped` (`kit.fire.RTSA`) puts the two together. The
+    make masks of a classifier's feature maps: `kit.explain.RTS.shipped` (`kit.fire.RTSA`) puts the two together; so
+    does `kit.fire.InterpretGAN.shipped` with those that draw images of features (`drawn/…`). The
     five of `sensing…/scenes` return (N, 2, H, W): for each pixel a distance, and ln σ² of its noise.
 
     `device=None` is the CPU; "auto" the GPU where there is one. Raises ValueError for a name that does not exist or
