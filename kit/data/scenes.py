@@ -102,11 +102,19 @@ def distances(data: Data) -> tuple[Tensor, Tensor]:
 
 def outline(shape: str, size: int) -> Tensor:
     """The places of a shape in its own frame, [−1, 1]², (size, size) bool. Raises ValueError for an unknown shape."""
-    if shape not in SHAPES:
-        raise ValueError(f"no shape {shape!r}: there are {', '.join(SHAPES)}")
     axis = (torch.arange(size) + 0.5) * 2 / size - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return _SHAPES[SHAPES.index(shape)](x, y) <= 0
+    return distance(shape, x, y) <= 0
+
+
+def distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
+    """d of the places (x, y) in a shape's own frame, [−1, 1]², x to the right and y down: negative inside it.
+
+    Raises ValueError for an unknown shape.
+    """
+    if shape not in SHAPES:
+        raise ValueError(f"no shape {shape!r}: there are {', '.join(SHAPES)}")
+    return _SHAPES[SHAPES.index(shape)](x, y)
 
 
 def frames(data: Data, near: bool = False) -> Tensor:

@@ -23,6 +23,7 @@ from kit.core.files import write_whole
 from kit.core.seeding import ambient_randomness_kept
 from kit.models.decoders import DECODERS
 from kit.models.families import FAMILIES
+from kit.models.generative import GENERATIVE
 from kit.models.imagenet import imagenet
 from kit.models.purifiers import PURIFIERS
 
@@ -41,7 +42,7 @@ class Built(Protocol):
 
 @dataclass(frozen=True)
 class Network:
-    """How a network is built: `FAMILIES`, `PURIFIERS` or `DECODERS` at `family`, with the arguments `build`."""
+    """How a network is built: `FAMILIES`, `PURIFIERS`, `DECODERS` or `GENERATIVE` at `family`, with the arguments `build`."""
 
     family: str
     build: dict[str, Any] = field(default_factory=dict)
@@ -134,7 +135,7 @@ def build(name: str | Built, norm: bool = False) -> nn.Module:
     With `norm=False` as it is shipped, batch norm folded away.
     """
     made = network(name) if isinstance(name, str) else name
-    return {**FAMILIES, **PURIFIERS, **DECODERS}[made.family](norm=norm, **made.build)
+    return {**FAMILIES, **PURIFIERS, **DECODERS, **GENERATIVE}[made.family](norm=norm, **made.build)
 
 
 def load(name: str, device: str | torch.device | None = None) -> nn.Module:
