@@ -86,7 +86,9 @@ class InfoGAN(nn.Module):
 
 
 class Attributes(nn.Module):
-    """An autoencoder whose code has a group of `each` numbers for every labelled attribute, and `rest` for what is left.
+    """An autoencoder whose code has a group of `each` numbers for every labelled attribute, and `rest` for the others.
+
+    Images of another size are averaged to `size` first, and drawn again in that.
 
     own    reads each attribute off its own group              {attribute: logits}
     other  tries to read it off all the others: an adversary   {attribute: logits}
@@ -105,8 +107,8 @@ class Attributes(nn.Module):
         codes, flat = each * len(self.labels) + rest, 2 * width * quarter**2
         self.groups = {name: range(i * each, (i + 1) * each) for i, name in enumerate(self.labels)}
         self.encoder = nn.Sequential(
-            nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, 2 * width, 4, 2, 1),
-            nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(flat, codes))
+            nn.AdaptiveAvgPool2d(size), nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 4, 2, 1), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(flat, codes))
         self.decoder = nn.Sequential(
             nn.Linear(codes, flat), nn.LeakyReLU(0.2), nn.Unflatten(1, (2 * width, quarter, quarter)),
             nn.ConvTranspose2d(2 * width, width, 4, 2, 1), nn.LeakyReLU(0.2),

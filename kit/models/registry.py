@@ -42,7 +42,7 @@ class Built(Protocol):
 
 @dataclass(frozen=True)
 class Network:
-    """How a network is built: `FAMILIES`, `PURIFIERS`, `DECODERS` or `GENERATIVE` at `family`, with the arguments `build`."""
+    """How a network is built: the `family` of `FAMILIES`, `PURIFIERS`, `DECODERS` or `GENERATIVE`, with `build`."""
 
     family: str
     build: dict[str, Any] = field(default_factory=dict)
@@ -91,6 +91,9 @@ CATALOGUE: dict[str, Network] = {
     "autozoom/digits": Network("autoencoder", {"channels": 1, "size": 28, "maps": 1, "levels": 1}),
     "deflect/digits": Network("capsules", {"channels": 1, "size": 28}),
     **{f"sensing{k}/scenes": Network("sensing") for k in range(1, 6)},
+    **dict.fromkeys(("vae/factors", "beta-vae/factors", "factor-vae/factors"), Network("vae", {"widths": (48, 48)})),
+    "infogan/factors": Network("infogan", {"width": 48}),
+    "attributes/scenes": Network("attributes", {"labels": {"colour": 8, "background_colour": 8, "polarity": 2}}),
     "rts/scenes-resnet": Network("masks", {"maps": {"block3": 64, "block2": 32}}),
     "rts/scenes-vgg": Network("masks", {"maps": {"block3": 64, "block1": 16}}),
     "rts/cifar10-resnet": Network("masks", {"maps": {"block3": 80, "block2": 40}}),
@@ -144,7 +147,8 @@ def load(name: str, device: str | torch.device | None = None) -> nn.Module:
     The purifiers (`hgd/…`, `comdefend/…`) return images instead; `kit.defend` puts them before a classifier. So
     does the autoencoder (`autozoom/digits`), whose `decoder` makes images of codes. The decoders (`rts/…`, `rtsa/…`)
     make masks of a classifier's feature maps: `kit.explain.RTS.shipped` (`kit.fire.RTSA`) puts the two together. The
-    five of `sensing…/scenes` return (N, 2, H, W): for each pixel a distance, and ln σ² of its noise.
+    five of `sensing…/scenes` return (N, 2, H, W): for each pixel a distance, and ln σ² of its noise. Those of
+    `kit.models.generative` read codes off images of 16 × 16, and draw images of codes.
 
     `device=None` is the CPU; "auto" the GPU where there is one. Raises ValueError for a name that does not exist or
     weights that are damaged, FileNotFoundError for a network that nobody has trained yet.

@@ -28,7 +28,7 @@ def own():
 
 
 def test_a_perfect_code_of_dsprites_has_a_gap_of_902_under_20_bins():
-    """Every combination of 3 × 6 × 40 × 32 × 32 once has for each factor a uniform one: its columns alone are enough."""
+    """Every combination of 3 × 6 × 40 × 32 × 32 once: each factor is uniform, and its column alone is enough."""
     gaps = []
     for k in (3, 6, 40, 32, 32):
         v = grid(k, 2)
