@@ -138,7 +138,7 @@ TINY: dict[str, dict[str, Any]] = {
 # Masks for networks of the catalogue: what `kit.explain.RTS.shipped` finds. Their encoders are these networks.
 MASKS: dict[str, Any] = {"epochs": 8, "batch": 32, "weight_decay": 1e-4, "train": rts_training, "measure": rts_figures}
 
-# Codes learnt without a label, from every combination of four factors; the numbers were chosen by their losses.
+# Codes learnt without a label, from every combination of four factors.
 CODES: dict[str, Any] = {"data": "factors", "epochs": 150, "batch": 96, "lr": 5e-3, "weight_decay": 0.0,
                          "train": vae_training, "measure": vae_figures}
 
@@ -227,12 +227,12 @@ HOW: dict[str, dict[str, Any]] = {
                               "options": {"without": ["ring", "crescent"], "member": k - 1}}
        for k in range(1, 6)},
     "vae/factors": CODES | {"options": {"half": True}},
-    "beta-vae/factors": CODES | {"options": {"beta": 4.0, "half": True}},
+    "beta-vae/factors": CODES | {"options": {"beta": 2.0, "half": True}},
     "factor-vae/factors": CODES | {"train": factor_vae_training, "options": {"gamma": 10.0, "half": True}},
     "infogan/factors": {"data": "factors", "epochs": 300, "batch": 96, "lr": 2e-3, "train": infogan_training,
                         "measure": infogan_figures, "options": {"half": True}},
     # a group of the code for each labelled attribute, to be exchanged
-    "attributes/scenes": {"data": "scenes", "images": 2000, "epochs": 12, "batch": 40, "lr": 4e-3, "weight_decay": 0.0,
+    "attributes/scenes": {"data": "scenes", "images": 2400, "epochs": 24, "batch": 48, "lr": 2e-3, "weight_decay": 0.0,
                           "train": transfer_training, "measure": transfer_figures, "options": {"half": True}},
     "rts/scenes-resnet": MASKS | {"data": "scenes", "images": 2400, "flip": True, "options": {
         "classifier": "scenes/resnet", "half": True}},

@@ -292,7 +292,7 @@ def test_the_shipped_infogan_draws_what_its_category_says():
 
 
 def test_on_scenes_the_reader_sees_the_donors_value_in_the_exchanged_group_only():
-    data = kit.data.load("scenes", "test", n=400, size=16)
+    data = kit.data.load("scenes", "test", n=400, size=16, near=True)
     network, entry = kit.models.load("attributes/scenes"), kit.models.entry("attributes/scenes")
     moved, stayed = moving.moved_and_stayed(network, data)
     assert float(moved.float().mean()) == pytest.approx(entry["accuracy"], abs=0.05)
@@ -303,7 +303,7 @@ def test_on_scenes_the_reader_sees_the_donors_value_in_the_exchanged_group_only(
 
 
 def test_the_reader_of_hues_reads_scenes():
-    data = kit.data.load("scenes", "test", n=400, size=16)
+    data = kit.data.load("scenes", "test", n=400, size=16, near=True)
     found = kit.data.hues(data.x, data.mask)
     for name, least in (("colour", 0.95), ("background_colour", 0.95), ("polarity", 0.97)):
         assert float((found[name] == data.concepts[name]).float().mean()) > least, name

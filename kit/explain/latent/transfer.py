@@ -65,14 +65,14 @@ def transfer_loss(model: Any, x: Tensor, labels: dict[str, Tensor], *, lam: floa
 
 
 def transfer_training(
-    r: Recipe, x: Tensor, y: Tensor, *, size: int = 16, lam: float = 5.0, half: bool = False, seed: int = 0, **how: Any
+    r: Recipe, x: Tensor, y: Tensor, *, size: int = 16, lam: float = 1.5, half: bool = False, seed: int = 0, **how: Any
 ) -> nn.Module:
-    """The network of the chapter, on `len(x)` scenes of `size` × `size` and the labels of their attributes.
+    """The network of the chapter, on `len(x)` scenes of `size` × `size`, seen from near, and their attributes.
 
     Cost: a step is three passes of the encoder and three of the decoder.
     """
     names = list(r.build["labels"])
-    data = kit.data.load("scenes", "train", n=len(x), seed=seed, size=size)
+    data = kit.data.load("scenes", "train", n=len(x), seed=seed, size=size, near=True)
     assert data.concepts is not None
     v = torch.stack([data.concepts[n] for n in names], 1).float()
 
@@ -88,7 +88,7 @@ def transfer_training(
 def transfer_figures(r: Recipe, network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     """For the manifest: on test scenes, how often the reader sees the donor's value in the exchanged attribute
     ("accuracy") and the image's own in the others, and the squared error of a reconstruction in pixels."""
-    data = kit.data.load("scenes", "test", n=len(x), size=r.options.get("size", 16))
+    data = kit.data.load("scenes", "test", n=len(x), size=r.options.get("size", 16), near=True)
     moved, stayed = moved_and_stayed(network, data)
     with torch.no_grad():
         error = (network(data.x) - data.x).square().mean()
