@@ -42,8 +42,8 @@ def information(codes: Tensor, factors: Tensor, bins: int = BINS) -> tuple[Tenso
     z = binned(codes, bins)
     pairs = [[_entropy(z[:, j]) + _entropy(factors[:, k]) - _entropy(z[:, j] * (int(factors.max()) + 1) + factors[:, k])
               for k in range(factors.shape[1])] for j in range(z.shape[1])]
-    exact = {"dtype": torch.float64}
-    return torch.tensor(pairs, **exact).clamp_min(0), torch.tensor([_entropy(v) for v in factors.T], **exact)
+    entropy = [_entropy(v) for v in factors.T]
+    return torch.tensor(pairs, dtype=torch.float64).clamp_min(0), torch.tensor(entropy, dtype=torch.float64)
 
 
 def mig(codes: Tensor, factors: Tensor, *, bins: int = BINS) -> float:

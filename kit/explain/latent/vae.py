@@ -80,7 +80,7 @@ def vae_training(
     return fit(r, x, y, loss=loss, before=before, **how)
 
 
-def vae_figures(r: Recipe, network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+def vae_figures(r: Recipe, network: Any, x: Tensor, y: Tensor) -> dict[str, float]:
     """For the manifest, on the factor set: how often a factor is read off a reconstruction as it is in the image, mean
     over the four ("accuracy"), the reconstruction and the KL in nats, and the MIG."""
     v = read(x)
