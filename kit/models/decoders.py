@@ -1,4 +1,5 @@
-"""What is trained on top of a classifier's feature maps: the decoder of RTS, which makes masks of them."""
+"""What is trained on top of a classifier's features: the decoder of RTS, which makes masks of its maps, and the
+generators of InterpretGAN, which draw images."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -74,4 +75,74 @@ def selected(A: Tensor, e: Tensor) -> Tensor:
     return torch.einsum("nkhw,nk->nhw", A, e)
 
 
-DECODERS: dict[str, Callable[..., nn.Module]] = {"masks": MaskDecoder}
+class Drawer(nn.Module):
+    """An image of features h, (N, d) or (N, C, h, w), and noise n (N, noise), in [0, 1].
+
+    Features are brought to a quarter of the image's side, by a linear layer or by convolutions of stride 2; four maps
+    made of the noise are put beside them, and both are enlarged twice, by convolutions between nearest neighbours.
+    """
+
+    def __init__(self, shape: Sequence[int], channels: int, size: int, width: int, noise: int):
+        super().__init__()
+        self.quarter, w = size // 4, width
+        places = self.quarter**2
+        if len(shape) == 1:
+            self.read = nn.Sequential(nn.Linear(shape[0], 2 * w), nn.ReLU(), nn.Linear(2 * w, w * places), nn.ReLU(),
+                                      nn.Unflatten(1, (w, self.quarter, self.quarter)))
+        else:
+            halvings = max(0, (shape[1] // self.quarter).bit_length() - 1)
+            self.read = nn.Sequential(conv(shape[0], w, norm=False),
+                                      *(conv(w, w, stride=2, norm=False) for _ in range(halvings)))
+        self.noise = nn.Sequential(nn.Linear(noise, 4 * places), nn.Unflatten(1, (4, self.quarter, self.quarter)))
+        self.concat = Concat()
+        self.draw = nn.Sequential(
+            conv(w + 4, w, norm=False), nn.Upsample(scale_factor=2), conv(w, w, norm=False),
+            nn.Upsample(size=(size, size)), nn.Conv2d(w, channels, 3, padding=1), nn.Sigmoid())
+
+    def forward(self, h: Tensor, n: Tensor) -> Tensor:
+        h = self.read(h)
+        if h.shape[2] != self.quarter:
+            h = F.interpolate(h, (self.quarter, self.quarter), mode="bilinear")
+        return self.draw(self.concat(h, self.noise(n)))
+
+
+class Drawers(nn.Module):
+    """A `Drawer` for each layer of a classifier: {layer: shape of its features}. `kit.fire.InterpretGAN` trains them.
+
+    `fitted_on` are 32 numbers: the sha256 of the classifier.
+    """
+
+    fitted_on: Tensor
+
+    def __init__(
+        self, shapes: Mapping[str, Sequence[int]], channels: int = 1, size: int = 28, width: int = 12, noise: int = 8,
+        norm: bool = True,
+    ):
+        super().__init__()
+        if size < 4:
+            raise ValueError(f"images of {size} pixels a side are too small to be drawn: 4 at least")
+        self.shapes = {layer: tuple(shape) for layer, shape in shapes.items()}
+        self.width, self.noise = width, noise
+        self.register_buffer("fitted_on", torch.zeros(32))
+        self.each = nn.ModuleList(Drawer(shape, channels, size, width, noise) for shape in self.shapes.values())
+
+    def forward(self, layer: str, h: Tensor, n: Tensor) -> Tensor:
+        return self.each[list(self.shapes).index(layer)](h, n)
+
+
+class Critic(nn.Module):
+    """A number (N,) for each image: how much it looks like those of the training set, not like drawn ones."""
+
+    def __init__(self, channels: int = 1, size: int = 28, width: int = 16):
+        super().__init__()
+        w, eighth = width, -(-size // 8)
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, w, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(w, 2 * w, 4, 2, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * w, 2 * w, 3, 2, 1), nn.LeakyReLU(0.2), nn.AdaptiveAvgPool2d(eighth), nn.Flatten(),
+            nn.Linear(2 * w * eighth**2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(2 * x - 1)[:, 0]
+
+
+DECODERS: dict[str, Callable[..., nn.Module]] = {"masks": MaskDecoder, "drawers": Drawers}

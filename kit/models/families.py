@@ -1,15 +1,17 @@
-"""Small networks of eight families, and one of ImageNet's, in a few lines each.
+"""Small networks of nine families, and a family of ImageNet's, in a few lines each.
 
 Every network is an `nn.Sequential` of named stages: `normalise`, `stem`, `block1`, `block2`, …, `head`, so that
 `features(model, ["block2"])` means the same everywhere. Three habits make them easy to explain: the order is always
 convolution, batch norm, ReLU, so that batch norm folds into the convolution (`norm=False` builds the folded network);
 every ReLU, addition and concatenation is a module of its own, used once, so that a rule for it can be hooked; and all
-but `cnn7`, `mlp` and `small` end in global average pooling and one linear layer, which class activation maps need.
+but `cnn7`, `mlp`, `small` and `pooled` end in global average pooling and one linear layer, which class activation maps
+need.
 """
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from math import ceil
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +107,29 @@ def small(
         block3=nn.Sequential(nn.Flatten(), nn.Linear(2 * width * (size // 4) ** 2, 6 * width), nn.ReLU()),
         head=nn.Linear(6 * width, classes),
     )
+
+
+def pooled(
+    classes: int = 10, channels: int = 1, size: int = 28, width: int = 32, norm: bool = True, *, pool: str = "max",
+    kernel: int = 2, side: int = 4, depth: int = 1, mean=(0.5,), std=(0.5,),
+) -> nn.Sequential:
+    """Convolution, ReLU and pooling over squares of `side`, `depth` times, and a linear layer: to compare poolings.
+
+    `pool` is "max" or "average". Two networks that differ in nothing else have equally many parameters; from one seed
+    they begin with equal ones. As it stands it has the layers and the 11 690 parameters of a pair that a contest of
+    verifiers proposed for MNIST (verivital, VNN-COMP 2021), as far as these are known. Blocks are twice as wide as the
+    one before. It has no batch norm, so `norm` changes nothing. Raises ValueError for another pooling.
+    """
+    if pool not in ("max", "average"):
+        raise ValueError(f"pool must be 'max' or 'average', not {pool!r}")
+    stages, cin, left = {}, channels, size
+    for i in range(depth):
+        cout, left = width * 2**i, (left + 2 * (kernel // 2 if kernel % 2 else 0) - kernel + 1) // side
+        stages[f"block{i + 1}"] = nn.Sequential(OrderedDict(
+            conv=nn.Conv2d(cin, cout, kernel, padding=kernel // 2 if kernel % 2 else 0), relu=nn.ReLU(),
+            pool=nn.MaxPool2d(side) if pool == "max" else nn.AvgPool2d(side)))
+        cin = cout
+    return _network(mean, std, **stages, flatten=nn.Flatten(), head=nn.Linear(cin * left**2, classes))
 
 
 def vgg(
@@ -271,10 +296,14 @@ class Halving(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
-def efficientnet_lite0(classes: int = 1000, *, mean=(0.5,) * 3, std=(0.5,) * 3) -> nn.Sequential:
-    """EfficientNet-Lite0 (Liu, 2020, after Tan & Le, 2019): inverted residuals with ReLU6, for 224×224 pixels.
+def efficientnet_lite(
+    classes: int = 1000, *, wide: float = 1.0, deep: float = 1.0, mean=(0.5,) * 3, std=(0.5,) * 3
+) -> nn.Sequential:
+    """EfficientNet-Lite (Liu, 2020, after Tan & Le, 2019): inverted residuals with ReLU6, for 224×224 pixels and more.
 
-    Its tensors are those of timm's tf_efficientnet_lite0, in the same order, and so are its logits.
+    Lite0 is `wide` = `deep` = 1, Lite1 deep = 1.1, Lite2 wide = 1.1 and deep = 1.2: the channels of the stages are
+    multiplied, to multiples of 8, and how often a block is repeated, but for the first and last; stem and head stay.
+    Its tensors are those of timm's tf_efficientnet_lite0 (1, 2), in the same order, and so are its logits.
     """
 
     def layer(cin: int, cout: int, kernel: int = 1, stride: int = 1, groups: int = 1, relu: bool = True):
@@ -295,11 +324,17 @@ def efficientnet_lite0(classes: int = 1000, *, mean=(0.5,) * 3, std=(0.5,) * 3) 
             self.down = layer(inner, cout, relu=False)
             self.add = Add() if cin == cout and stride == 1 else None
 
+    def channels(c: int) -> int:
+        """The nearest multiple of 8, or the next where that would take more than a tenth away."""
+        near = max(8, int(wide * c + 4) // 8 * 8)
+        return near + 8 if near < 0.9 * wide * c else near
+
     stages, cin = {}, 32
     for i, (cout, kernel, stride, expand, times) in enumerate((
         (16, 3, 1, 1, 1), (24, 3, 2, 6, 2), (40, 5, 2, 6, 2), (80, 3, 2, 6, 3), (112, 5, 1, 6, 3), (192, 5, 2, 6, 4),
         (320, 3, 1, 6, 1),
     ), 1):
+        cout, times = channels(cout), ceil(deep * times) if 1 < i < 7 else times
         blocks = [Block(cin, cout, kernel, stride, expand)]
         blocks += [Block(cout, cout, kernel, 1, expand) for _ in range(times - 1)]
         stages[f"block{i}"], cin = nn.Sequential(*blocks), cout
@@ -311,6 +346,7 @@ FAMILIES: dict[str, Callable[..., nn.Sequential]] = {
     "cnn7": cnn7,
     "mlp": mlp,
     "small": small,
+    "pooled": pooled,
     "vgg": vgg,
     "resnet": resnet,
     "densenet": densenet,

@@ -94,6 +94,10 @@ CATALOGUE: dict[str, Network] = {
     **dict.fromkeys(("vae/factors", "beta-vae/factors", "factor-vae/factors"), Network("vae", {"widths": (48, 48)})),
     "infogan/factors": Network("infogan", {"width": 48}),
     "attributes/scenes": Network("attributes", {"labels": {"colour": 8, "background_colour": 8, "polarity": 2}}),
+    "drawn/digits-cnn7": Network("drawers", {"width": 12, "noise": 8, "shapes": {
+        "layer1": [12, 28, 28], "layer2": [12, 14, 14], "layer3": [24, 14, 14], "layer4": [24, 7, 7],
+        "layer5": [48], "layer6": [48], "head": [10]}}),
+    **{f"{pool}/digits": Network("pooled", GREY_28 | {"pool": pool}) for pool in ("average", "max")},
     "rts/scenes-resnet": Network("masks", {"maps": {"block3": 64, "block2": 32}}),
     "rts/scenes-vgg": Network("masks", {"maps": {"block3": 64, "block1": 16}}),
     "rts/cifar10-resnet": Network("masks", {"maps": {"block3": 80, "block2": 40}}),
@@ -110,7 +114,7 @@ CATALOGUE: dict[str, Network] = {
 
 
 def names() -> list[str]:
-    """Every network of the catalogue. `load` also takes `imagenet/<name>`: efficientnet_lite0, or torchvision's."""
+    """Every network of the catalogue. `load` takes imagenet/<name> too: efficientnet_lite0 (1, 2), torchvision's."""
     return list(CATALOGUE)
 
 
@@ -149,6 +153,9 @@ def load(name: str, device: str | torch.device | None = None) -> nn.Module:
     make masks of a classifier's feature maps: `kit.explain.RTS.shipped` (`kit.fire.RTSA`) puts the two together. The
     five of `sensing…/scenes` return (N, 2, H, W): for each pixel a distance, and ln σ² of its noise. Those of
     `kit.models.generative` read codes off images of 16 × 16, and draw images of codes.
+    make masks of a classifier's feature maps: `kit.explain.RTS.shipped` (`kit.fire.RTSA`) puts the two together; so
+    does `kit.fire.InterpretGAN.shipped` with those that draw images of features (`drawn/…`). The
+    five of `sensing…/scenes` return (N, 2, H, W): for each pixel a distance, and ln σ² of its noise.
 
     `device=None` is the CPU; "auto" the GPU where there is one. Raises ValueError for a name that does not exist or
     weights that are damaged, FileNotFoundError for a network that nobody has trained yet.

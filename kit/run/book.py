@@ -20,7 +20,7 @@ from kit.report.numbers import MIME as RECORD
 from kit.run.files import ROOT, UserError, chapters, read, run_key, stamp, up_to_date
 
 SHOWN = 4  # so many recorded numbers one below the other are still read
-PAGES = ("_config.yml", "_toc.yml", "book", "kit")  # kit, because pages include its source
+PAGES = ("_config.yml", "_toc.yml", "book", "kit", "tests")  # the last two, because pages show and link their source
 
 
 class BuildFailed(RuntimeError):

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from kit.run.files import PACKAGE, ROOT, UserError, chapters, versions
 from kit.run.job import Result
+from kit.run.lab import commands as lab_commands
 from kit.run.notebooks import run as run_notebooks
 
 OPTIONS: dict[str, Any] = {"add_completion": False, "no_args_is_help": True, "pretty_exceptions_enable": False}
@@ -40,6 +41,9 @@ def _mistakes() -> Iterator[None]:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         errors.print(f"[red]{escape(' '.join(text.split()))}[/red]", soft_wrap=True)
         raise typer.Exit(2) from None
+
+
+app.add_typer(lab_commands(_mistakes, lambda: console, OPTIONS), name="lab")
 
 
 def _short(path: Path) -> str:
@@ -205,6 +209,20 @@ def book() -> None:
             errors.print(f"[red]The book could not be built:[/red]\n{escape(str(failed))}", soft_wrap=True)
             raise typer.Exit(1) from None
         console.print(f"Open {escape(str(first))}", soft_wrap=True)
+
+
+@app.command()
+def moving(
+    names: Annotated[list[str] | None, typer.Argument(help="Figures; none means all.")] = None,
+) -> None:
+    """Compute the frames of the figures that move, and keep them beside the book's pages."""
+    with _mistakes():
+        of = import_module("kit.run.moving")
+        if unknown := set(names or []) - set(of.FIGURES):
+            raise UserError(f"there is no figure {sorted(unknown)[0]!r}: choose among {', '.join(of.FIGURES)}")
+        for name in names or of.FIGURES:
+            for path in of.write(name, ROOT / of.FOLDER):
+                console.print(f"written: {escape(_short(path))}", soft_wrap=True)
 
 
 @app.command()

@@ -162,11 +162,28 @@ def environment_key() -> str:
     return _sha256([versions(), found, lock.read_text(encoding="utf-8") if lock.is_file() else ""])
 
 
-def weights_key() -> str:
-    """sha256 of the manifest of the networks that this user trained, which `kit.models.load` prefers to the shipped."""
+def weights_used(code: str) -> dict[str, str]:
+    """sha256 of the networks that this user trained and that may be read by the code, by name.
+
+    Those that have a shipped network's name, since `kit.models.load` prefers them, and those that the code names: what
+    a chapter trains for its reader, as a backdoor to be found, leaves the runs of the other chapters as they are.
+    """
     folder = Path(os.environ.get("KIT_MODELS") or Path.home() / ".cache" / "kit" / "models").expanduser()
-    manifest = folder / "manifest.json"
-    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
+    own, shipped = _manifest(folder), _manifest(PACKAGE / "models" / "weights")
+    return {name: entry.get("sha256", "") for name, entry in own.items()
+            if name in shipped or re.search(rf"""^[^#\n]*["']{re.escape(name)}["']""", code, re.MULTILINE)}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:  # whoever loads a network from it is told
+        return {}
+
+
+def code_of(nb: dict[str, Any]) -> str:
+    return "\n".join(source(cell) for cell in nb["cells"] if cell["cell_type"] == "code")
 
 
 def read_beside(nb: dict[str, Any], path: Path, given: dict[str, Any]) -> dict[str, str]:
@@ -176,8 +193,7 @@ def read_beside(nb: dict[str, Any], path: Path, given: dict[str, Any]) -> dict[s
     writes it, and so does not depend on it.
     """
     measured = f"{path.stem}_measured.json"
-    code = "\n".join(source(cell) for cell in nb["cells"] if cell["cell_type"] == "code")
-    names = {measured, *re.findall(r"""["']([\w.\-/ ]+\.\w+)["']""", code)}
+    names = {measured, *re.findall(r"""["']([\w.\-/ ]+\.\w+)["']""", code_of(nb))}
     if given.get("profile") == "full":
         names.remove(measured)
     files = {name: path.parent / name for name in sorted(names)}
@@ -187,12 +203,12 @@ def read_beside(nb: dict[str, Any], path: Path, given: dict[str, Any]) -> dict[s
 def run_key(nb: dict[str, Any], given: dict[str, Any], *, prose: bool, path: Path | None = None) -> str:
     """sha256 of all that an executed notebook depends on; with `prose` also of the text it carries along.
 
-    That is its code, `kit` and its weights, the user's own weights, the parameters, the lock and the installed
-    versions, and the files beside it (`path` is where it lies).
+    That is its code, `kit` and its weights, the user's own weights that it may read, the parameters, the lock and the
+    installed versions, and the files beside it (`path` is where it lies).
     """
     beside = read_beside(nb, path, given) if path is not None else {}
     text = text_key(nb) if prose else code_key(nb)
-    return _sha256([text, package_key(), weights_key(), given, environment_key(), beside])
+    return _sha256([text, package_key(), weights_used(code_of(nb)), given, environment_key(), beside])
 
 
 def stamp(nb: dict[str, Any]) -> dict[str, Any]:

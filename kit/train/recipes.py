@@ -34,6 +34,7 @@ from kit.explain.latent.vae import factor_vae_training, vae_figures, vae_trainin
 from kit.explain.rts import rts_figures, rts_training
 from kit.explain.uncertainty import sensing_figures, sensing_training
 from kit.fire.defences import rtsa_figures, rtsa_training
+from kit.fire.diagnosis import interpretgan_figures, interpretgan_training, pooled_training
 from kit.models.registry import CATALOGUE
 from kit.models.training import Recipe, fit
 from kit.poison.backdoor import (
@@ -234,6 +235,13 @@ HOW: dict[str, dict[str, Any]] = {
     # a group of the code for each labelled attribute, to be exchanged
     "attributes/scenes": {"data": "scenes", "images": 2400, "epochs": 24, "batch": 48, "lr": 2e-3, "weight_decay": 0.0,
                           "train": transfer_training, "measure": transfer_figures, "options": {"half": True}},
+    # images of what each layer still says
+    "drawn/digits-cnn7": {"data": "digits", "epochs": 70, "lr": 4e-3, "weight_decay": 0.0, "shift": 1,
+                          "train": interpretgan_training, "measure": interpretgan_figures,
+                          "options": {"classifier": "digits/cnn7", "half": True}},
+    # two that differ in their pooling alone
+    **{f"{pool}/digits": {"data": "digits", "epochs": 30, "shift": 1, "train": pooled_training,
+                          "options": {"half": True}} for pool in ("average", "max")},
     "rts/scenes-resnet": MASKS | {"data": "scenes", "images": 2400, "flip": True, "options": {
         "classifier": "scenes/resnet", "half": True}},
     "rts/scenes-vgg": MASKS | {"data": "scenes", "images": 2400, "flip": True, "options": {

@@ -118,6 +118,33 @@ def test_a_walk_that_takes_longer_than_the_last_step_but_two_is_left_out(case):
     assert not uap(model, x[:1], eps=10.0, norm="l2", steps=needed + 1, rounds=3).any()
 
 
+@pytest.mark.parametrize("edge", [0.0, 1.0])
+def test_a_walk_crosses_the_boundary_with_what_the_model_is_shown(case, edge):
+    """Of a step along w the box takes what it adds to saturated pixels. One that knows no box believes to be across."""
+    _, x, w = case
+    x = x[:1].clone()
+    x[0][(w.view(3, 6, 6) < 0) if edge == 0 else (w.view(3, 6, 6) > 0)] = edge
+    f, left = float(x.flatten() @ w), w[w > 0] if edge == 0 else w[w < 0]
+    model = pair(w, -f - 0.3)
+    delta = uap(model, x, eps=10.0, norm="l2", rounds=1, steps=3)
+    assert torch.allclose(delta.flatten(), 1.02 * 0.3 / left.square().sum() * w, rtol=1e-3)
+    assert float(shifted(x, delta).flatten() @ w) - f == pytest.approx(1.02 * 0.3, rel=1e-3)
+    assert rate(model, x, delta) == 1
+
+
+@pytest.mark.parametrize(("free", "crosses"), [(0, False), (1, False), (10, True)])
+def test_an_image_is_left_out_where_the_box_leaves_less_than_a_tenth_of_a_step(case, free, crosses):
+    """One step would have to be so long that δ would be made for this image's few free pixels alone."""
+    _, x, w = case
+    x = x[:1].clone()
+    x[0] = (w.view(3, 6, 6) > 0).double()
+    x.view(-1)[:free] = 0.5
+    share = float(w[:free].square().sum() / w.square().sum())
+    assert share > 0.1 if crosses else share < 0.09
+    model = pair(w, -float(x.flatten() @ w) - 1e-3)
+    assert bool(uap(model, x, eps=10.0, norm="l2", rounds=1, steps=5).any()) == crosses
+
+
 def test_it_stops_at_the_share_that_was_asked_for(case):
     """7 of 10 are 0.7 of them, in single precision too."""
     _, x, w = case
@@ -272,9 +299,9 @@ def test_a_step_towards_the_target_has_its_length_and_only_an_image_that_is_not_
 def test_top_counts_the_answer_itself():
     """Of the other classes the likelier one has the farther plane: with `top` = 2 it is the only one that is seen."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
-    model[1].weight.data = torch.tensor([[0.0, 0, 0, 0], [0.1, 0, 0, 0], [0, 4, 0, 0]]).double()
-    model[1].bias.data = torch.tensor([0.2, 0, -2.5]).double()
-    x = torch.full((1, 1, 2, 2), 0.5).double()  # logits 0.2, 0.05, −0.5: distances 1.5 and 0.175
+    model[1].weight.data = torch.tensor([[0.0, 0, 0, 0], [0.5, 0, 0, 0], [0, 4, 0, 0]]).double()
+    model[1].bias.data = torch.tensor([0.2, -0.2, -2.5]).double()
+    x = torch.full((1, 1, 2, 2), 0.5).double()  # logits 0.2, 0.05, −0.5: distances 0.3 and 0.175
     for top, pixel in ((2, 0), (3, 1), (None, 1)):
         delta = uap(model, x, eps=5.0, norm="l2", top=top, rounds=1).flatten()
         assert delta.nonzero().flatten().tolist() == [pixel]

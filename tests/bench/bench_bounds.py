@@ -17,9 +17,10 @@ from tests.bench import Task
 
 
 def tasks():
-    digits = kit.data.load("digits", "test")
-    for name, n in (("digits/mlp", 64), ("mnist/small", 64), ("digits/cnn7", 64), ("mnist/small", 400)):
-        model, x, y = kit.models.load(name).requires_grad_(False), digits.x[:n], digits.y[:n]
+    digits, scenes = kit.data.load("digits", "test"), kit.data.load("scenes", "test")
+    for name, data, n in (("digits/mlp", digits, 64), ("mnist/small", digits, 64), ("digits/cnn7", digits, 128),
+                          ("scenes/resnet", scenes, 128), ("mnist/small", digits, 400)):
+        model, x, y = kit.models.load(name).requires_grad_(False), data.x[:n], data.y[:n]
         layers, peers = Layers(model, x), {}
         if theirs := lirpa(model, x, y):
             peers = {"auto_LiRPA": lambda f=theirs: f("IBP")}
@@ -58,7 +59,7 @@ def lirpa(model, x, y, eps=0.01):
         return None
     bounded = BoundedModule(model, torch.empty_like(x))
     box = PerturbationLpNorm(norm=float("inf"), eps=eps, x_L=(x - eps).clamp(0, 1), x_U=(x + eps).clamp(0, 1))
-    C = margins(y, 10, x)
+    C = margins(y, model(x[:1]).shape[1], x)
 
     def bounds(method):
         with torch.no_grad():

@@ -15,11 +15,13 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 
+from kit.report.links import Book
 from kit.run.book import build
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = [str(Path(sys.executable).with_name("jupyter-book")), "build", ".", "-W", "-n", "--keep-going"]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+CODE = "source"  # the folder of the package's and the tests' files, which have no links and no scripts
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 
 # The attributes whose address no page loads by itself: a link (a href) is the reader's choice and may lead anywhere.
@@ -90,13 +92,13 @@ def site(tmp_path_factory) -> Path:
 
 
 def pages(site: Path) -> list[Path]:
-    return sorted(path for path in site.rglob("*.html") if "_static" not in path.parts)
+    return sorted(path for path in site.rglob("*.html") if not {"_static", CODE} & set(path.parts))
 
 
 @pytest.fixture(scope="module")
 def parsed(site) -> dict[Path, BeautifulSoup]:
     """Every page, read once: that takes longer than all that is asked of it."""
-    return {path: BeautifulSoup(path.read_text(), "html.parser") for path in pages(site)}
+    return {path.resolve(): BeautifulSoup(path.read_text(), "html.parser") for path in pages(site)}
 
 
 def test_the_check_finds_every_way_to_load_from_elsewhere():
@@ -146,7 +148,7 @@ def test_what_asks_no_host_is_let_through(html):
 
 
 def test_no_page_loads_from_elsewhere(site, parsed):
-    found = {str(path.relative_to(site)): foreign_in_page(page) for path, page in parsed.items()}
+    found = {str(path.relative_to(site.resolve())): foreign_in_page(page) for path, page in parsed.items()}
     assert len(found) > 15
     assert {page: addresses for page, addresses in found.items() if addresses} == {}
 
@@ -156,6 +158,65 @@ def test_no_stylesheet_or_script_loads_from_elsewhere(site):
     found |= {path.name: foreign_in_script(path.read_text()) for path in site.rglob("*.js")}
     assert {"kit.css", "tex-svg-full.js"} <= set(found)
     assert {name: addresses for name, addresses in found.items() if addresses} == {}
+
+
+def test_pages_of_source_load_one_stylesheet_of_their_own(site):
+    found = sorted((site / CODE).rglob("*.html"))
+    assert len(found) > 200
+    for path in found:
+        text = path.read_text()
+        up = "../" * (len(path.relative_to(site).parts) - 1)
+        assert re.findall(r"<(?:link|script|img|iframe|style)\b[^>]*", text) == [
+            f'<link rel="stylesheet" href="{up}_static/code.css"']
+
+
+@pytest.fixture(scope="module")
+def names() -> Book:
+    return Book(ROOT)
+
+
+def leads(link, path: Path, parsed: dict[Path, BeautifulSoup]) -> bool:
+    """Whether the place that a link names is there."""
+    address = urlparse(link["href"])
+    to = (path.parent / address.path).resolve() if address.path else path
+    if CODE in to.parts:
+        return f'id="{address.fragment}"' in to.read_text()
+    return to in parsed and bool(not address.fragment or parsed[to].find(id=address.fragment))
+
+
+def test_every_public_name_leads_to_its_chapter_equations_and_tests(site, parsed, names):
+    first: dict[tuple[str, int], str] = {}
+    for name, public in names.public.items():
+        path = (site / "book" / "reference" / f"{name.split('.')[1]}.html").resolve()
+        entry = parsed[path].find(id=name)
+        assert entry is not None, f"{name} is on no page of the reference"
+        if first.setdefault((public.file, public.line), name) != name:
+            continue  # exported twice, and described once
+        links = entry.find_parent("dl").select(".kit-links a")
+        paths = [(path.parent / urlparse(link["href"]).path).resolve() for link in links]
+        found = {to.relative_to(site.resolve()).as_posix() for to in paths}
+        wanted = {f"{place}.html" for place in public.chapters[:1]} | {f"{CODE}/{public.file}.html"}
+        wanted |= {f"{CODE}/{test.file}.html" for test in public.tests[:3]}
+        wanted |= {f"{names.equations[label]}.html" for label in public.equations}
+        assert wanted <= found, name
+        assert all(leads(link, path.resolve(), parsed) for link in links), name
+
+
+def test_every_chapter_leads_back_from_its_equations_and_its_code(site, parsed, names):
+    for place, cells in names.chapters.items():
+        path = (site / f"{place}.html").resolve()
+        page = parsed[path]
+        for label in (label for label, of in names.equations.items() if of == place):
+            below = page.find(id=f"equation-{label}").find_next_sibling("p")
+            linked = {urlparse(a["href"]).fragment for a in below.find_all("a")} if below else set()
+            said = names.table["equations"][label]
+            assert {f"kit.{name}" for name in said if isinstance(said, list)} <= linked, label
+        shown = page.select('div[class*="highlight-"] + p.kit-links')
+        assert len(shown) == len(list(names.shown(cells)))
+        ends = page.find(id="in-the-package")
+        own = {name for name, p in names.public.items() if p.chapters[:1] == [place] and not p.behind}
+        assert own <= {urlparse(a["href"]).fragment for a in ends.find_all("a")}
+        assert all(leads(link, path, parsed) for link in page.select("p.kit-links a"))
 
 
 def test_every_image_has_alt_text(parsed):
@@ -302,3 +363,123 @@ def test_equations_are_rendered(site, serve, idle, tmp_path, served):
     assert len(page.find_all("mjx-container")) == len(written)
     assert page.find_all("mjx-merror") == page.find_all(attrs={"data-mml-node": "merror"}) == []
     assert hosts(asked) - idle == set()
+
+
+DRIVE = """<script>
+addEventListener("load", () => {
+  const figure = document.querySelector("#moving-push");
+  const [attack, eps] = figure.querySelectorAll("input[type=range]");
+  const set = (range, value) => { range.value = value; range.dispatchEvent(new Event("input", {bubbles: true})); };
+  const note = (id) => {
+    const p = document.createElement("p");
+    p.id = id;
+    p.textContent = figure.querySelector("output").textContent + " | " +
+      figure.querySelector(".moving-frame").style.getPropertyValue("--at") + " | " + eps.getAttribute("aria-valuetext");
+    document.body.append(p);
+  };
+  note("first"); set(attack, 1); set(eps, 16); note("last");
+});
+</script></body>"""
+
+
+@needs_browser
+def test_a_figure_moves_from_disk_and_says_what_it_shows(site, tmp_path):
+    """The sliders of the built page are driven in a browser: frame, text and label follow the table."""
+    page = site / "notebooks" / "attacks" / "gradient.html"
+    driven = page.with_name("driven.html")
+    driven.write_text(page.read_text().replace("</body>", DRIVE))
+    try:
+        dom, asked = browse(driven.as_uri(), tmp_path / "run")
+    finally:
+        driven.unlink()
+    after = BeautifulSoup(dom, "html.parser")
+    figure = after.find(id="moving-push")
+    rows = [[cell.get_text() for cell in row("td")] for row in figure.select("tbody tr")]
+    heads = [head.get_text() for head in figure.select("thead th")][2:]
+    for name, at in (("first", 0), ("last", len(rows) - 1)):
+        said = ", ".join(f"{head}: {value}" for head, value in zip(heads, rows[at][2:], strict=True))
+        assert after.find(id=name).get_text() == f"{said} | {at} | {rows[at][1]}"
+    assert not figure.find("details").has_attr("open")
+    assert all(range_.find_parent("label").get_text(strip=True) for range_ in figure("input"))
+    assert hosts(asked) == set()
+
+
+def test_without_scripts_a_figure_is_its_first_frame_and_its_table(parsed):
+    figures = [(path, figure) for path, page in parsed.items() for figure in page.select("figure.kit-moving")]
+    assert len(figures) >= 6
+    for path, figure in figures:
+        assert figure.find("details").has_attr("open")
+        assert len(figure.select("tbody tr")) > 5
+        assert len(figure.find("figcaption").get_text()) > 60
+        for frame in figure.select(".moving-frame"):
+            assert len(frame["aria-label"]) > 40
+            assert "--at:0" in frame["style"]
+            assert (path.parent / re.search(r"url\(([^)]+)\)", frame["style"])[1]).is_file()
+
+
+ANSWER = """<script>
+addEventListener("load", () => {
+  for (const [id, right] of [["wrong", "false"], ["right", "true"]]) {
+    const quiz = document.querySelector("fieldset.kit-quiz");
+    quiz.querySelector(`input[data-right=${right}]`).click();
+    const p = document.createElement("p");
+    p.id = id;
+    p.textContent = `${quiz.querySelector("output").textContent} | ${quiz.querySelector("details").hidden}`;
+    document.body.append(p);
+  }
+});
+</script></body>"""
+
+
+@needs_browser
+def test_a_question_answers_back_in_a_browser(site, tmp_path):
+    page = site / "book" / "parts" / "attacking.html"
+    driven = page.with_name("driven.html")
+    driven.write_text(page.read_text().replace("</body>", ANSWER))
+    try:
+        dom, asked = browse(driven.as_uri(), tmp_path / "run")
+    finally:
+        driven.unlink()
+    after = BeautifulSoup(dom, "html.parser")
+    first = after.select_one("fieldset.kit-quiz")
+    wrong, right = (first.select_one(f"input[data-right={word}]")["data-says"] for word in ("false", "true"))
+    assert after.find(id="wrong").get_text() == f"Not quite. {wrong} | true"
+    assert after.find(id="right").get_text() == f"Right. {right} | false"
+    assert hosts(asked) == set()
+
+
+READ = """<script>
+localStorage.setItem("kit-read", JSON.stringify(["notebooks/attacks/gradient"]));
+addEventListener("load", () => {
+  const note = (id) => {
+    const p = document.createElement("p");
+    p.id = id;
+    p.textContent = `${document.querySelector(".kit-progress output").textContent} ` +
+      `${[...document.querySelectorAll(".kit-tick")].map((t) => t.previousElementSibling.getAttribute("href"))}`;
+    document.body.append(p);
+  };
+  note("some"); document.querySelector(".kit-progress button").click(); note("none");
+});
+</script></head>"""
+
+
+def test_the_home_page_lists_every_chapter(site, parsed, names):
+    page = parsed[(site / "book" / "index.html").resolve()]
+    linked = [link["href"] for link in page.select(".kit-chapters a")]
+    assert sorted(linked) == sorted(f"../{place}.html" for place in names.chapters)
+    assert page.select_one(".kit-progress").has_attr("hidden")  # until the script has something to show
+
+
+@needs_browser
+def test_progress_is_shown_and_can_be_cleared(site, tmp_path, names):
+    page = site / "book" / "index.html"
+    driven = page.with_name("driven.html")
+    driven.write_text(page.read_text().replace("</head>", READ, 1))
+    try:
+        dom, _ = browse(driven.as_uri(), tmp_path / "run")
+    finally:
+        driven.unlink()
+    after = BeautifulSoup(dom, "html.parser")
+    said = f"{{}} of {len(names.chapters)} chapters read, as this browser remembers. {{}}"
+    assert after.find(id="some").get_text() == said.format(1, "../notebooks/attacks/gradient.html")
+    assert after.find(id="none").get_text() == said.format(0, "")

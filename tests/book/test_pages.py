@@ -12,13 +12,15 @@ from pybtex.database import parse_file
 ROOT = Path(__file__).resolve().parents[2]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
-OPENERS = ["foundations", "explaining", "attacking", "poisoning", "defending", "under_fire", "instructors"]
+OPENERS = ["foundations", "explaining", "attacking", "poisoning", "defending", "under_fire", "many",
+           "instructors"]
 HEADINGS = ["What you will learn", "Before you start", "The chapters", "What you will be able to do"]
 PAGES = sorted((ROOT / "book").rglob("*.md"))
 
 
 def files(part: dict) -> list[str]:
-    return [entry["file"] for entry in part.get("chapters", [])]
+    entries = part.get("chapters", [])
+    return [page["file"] for entry in entries for page in (entry, *entry.get("sections", []))]
 
 
 def test_every_file_in_the_table_of_contents_exists_and_appears_once():
@@ -34,7 +36,7 @@ def test_every_file_in_the_table_of_contents_exists_and_appears_once():
 def test_parts_in_their_order_each_with_its_opener_first():
     captions = [part["caption"] for part in TOC["parts"] if "caption" in part]
     expected = ["Foundations", "Explaining", "Attacking", "Poisoning", "Defending", "Explanations under fire",
-                "For instructors"]
+                "Many networks", "For instructors"]
     assert [caption for caption in captions if caption in expected] == expected
     firsts = [files(part)[0] for part in TOC["parts"] if part.get("caption") in expected]
     assert firsts == [f"book/parts/{name}" for name in OPENERS]

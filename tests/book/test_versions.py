@@ -69,6 +69,12 @@ def test_a_dependency_is_locked_within_its_range(line):
         assert wanted.specifier.contains(version.version), f"{pin} is outside {wanted.specifier}"
 
 
+def test_the_grader_has_a_range_and_stays_out_of_the_lock():
+    (grader,) = [Requirement(line) for line in EXTRAS["lab"]]
+    assert len(grader.specifier) > 0
+    assert canonicalize_name(grader.name) not in pins()  # what CI installs stays as light as it is
+
+
 def test_conda_takes_the_versions_of_the_lock():
     (pip,) = [d["pip"] for d in ENVIRONMENT["dependencies"] if isinstance(d, dict)]
     assert pip == ["-r requirements.lock", "-e ."]

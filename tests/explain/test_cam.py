@@ -8,7 +8,7 @@ from kit.core import features, generator, logits
 from kit.explain import cam, grad_cam
 from kit.models.families import FAMILIES
 
-POOLED = [name for name in FAMILIES if name not in ("cnn7", "mlp", "small")]
+POOLED = [name for name in FAMILIES if name not in ("cnn7", "mlp", "small", "pooled")]
 
 
 def network(name, **options):

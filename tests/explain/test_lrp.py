@@ -137,7 +137,7 @@ def network(name):
         return bias_free(nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding="same"), nn.ReLU(),
             nn.AvgPool2d(2), nn.Flatten(), nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, 5)))
-    size = {"size": 16} if name in ("cnn7", "mlp", "small") else {}
+    size = {"size": 16} if name in ("cnn7", "mlp", "small", "pooled") else {}
     return bias_free(FAMILIES[name](classes=5, channels=3, width=4, norm=False, mean=(0.0,), std=(1.0,), **size))
 
 
@@ -172,7 +172,7 @@ def test_without_epsilon_it_is_gradient_times_input(name):
 def test_what_is_lost_is_accounted_for(name):
     """With biases and batch norm, Σ_pixels R + Σ_layers lost = z_c, in every family."""
     torch.manual_seed(0)
-    size = {"size": 16} if name in ("cnn7", "mlp", "small") else {}
+    size = {"size": 16} if name in ("cnn7", "mlp", "small", "pooled") else {}
     model = FAMILIES[name](classes=5, channels=3, width=4, **size).double()
     x = torch.rand(8, 3, 16, 16, dtype=torch.double, generator=generator(1))
     model.train()(x)  # give batch norm something to fold

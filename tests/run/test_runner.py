@@ -223,7 +223,7 @@ def test_what_has_changed_is_not_up_to_date(book, monkeypatch, tmp_path, what):
         monkeypatch.setattr(files, "environment_key", lambda: "other")
     elif what == "own weights":
         monkeypatch.setenv("KIT_MODELS", str(tmp_path))
-        (tmp_path / "manifest.json").write_text("{}")
+        (tmp_path / "manifest.json").write_text('{"digits/mlp": {"sha256": "other"}}')
     elif what in ("measured", "edited", "damaged"):
         source, target = tmp_path / "in" / "good.ipynb", tmp_path / "out"
         monkeypatch.setattr(job, "relative", lambda notebook: Path(notebook.name))
@@ -240,6 +240,19 @@ def test_what_has_changed_is_not_up_to_date(book, monkeypatch, tmp_path, what):
             assert changed != text
             (target / "good.ipynb").write_text(changed)
     assert not job.prepare(source, given, target, in_place=False, force=force).up_to_date
+
+
+def test_own_networks_count_where_they_take_a_shipped_ones_place_or_are_named(tmp_path, monkeypatch):
+    """A chapter that trains one for its reader would otherwise make every other chapter's run stale."""
+    monkeypatch.setenv("KIT_MODELS", str(tmp_path))
+    assert files.weights_used("load('own/net')") == {}
+    (tmp_path / "manifest.json").write_text('{"digits/mlp": {"sha256": "1"}, "own/net": {"sha256": "2"}}')
+    shadow = {"digits/mlp": "1"}
+    assert files.weights_used("x = 1\nload(f'{data}/cnn')") == shadow
+    assert files.weights_used("name = 'backdoor/secret'  # or 'own/net'") == shadow
+    assert files.weights_used('x = 1\nname = "own/net"') == {"digits/mlp": "1", "own/net": "2"}
+    (tmp_path / "manifest.json").write_text("{")
+    assert files.weights_used("load('own/net')") == {}
 
 
 def test_force_measures_anew_what_the_full_profile_keeps(tmp_path):

@@ -24,6 +24,8 @@ CLASSIFIER = Recipe("scenes", "resnet", {"width": 8}, epochs=1, batch=4)
 UNET = Recipe("scenes", "unet", {"width": 8}, epochs=1, batch=4)
 CODEC = Recipe("scenes", "codec", {"widths": (8,), "bits": 8}, epochs=1, batch=4)
 MASKS = Recipe("scenes", "masks", {"maps": {"drop": 4, "norm": 4}}, epochs=1, batch=4)
+DRAWERS = Recipe("scenes", "drawers", {"channels": 3, "size": 32, "width": 4, "noise": 2, "shapes": {
+    "pool": [4, 2, 2], "linear": [10]}}, epochs=1, batch=4)
 OPTIONS = {
     "denoiser_training": (UNET, {"guide": "one", "sources": ["one", "two"]}),
     "codec_training": (CODEC, {}),
@@ -46,6 +48,7 @@ OPTIONS = {
         Recipe("scenes", "infogan", {"channels": 3, "size": 32, "width": 4}, epochs=1, batch=4), {}),
     "transfer_training": (
         Recipe("scenes", "attributes", {"labels": {"colour": 8, "polarity": 2}, "width": 2}, epochs=1, batch=4), {}),
+    "interpretgan_training": (DRAWERS, {"classifier": "one"}),
     "secret_training": (CLASSIFIER, {"word": "foxglove"}),
 }
 

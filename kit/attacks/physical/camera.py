@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kit.core import check_images, check_settings, generator, leaf, normal, uniform
 from kit.core.balls import column
-from kit.core.seeding import Source
+from kit.core.seeding import Draws, Source
 
 MOST = 2  # times `size`: more sensor pixels than these are averaged away when the crop is resized
 
@@ -31,7 +31,8 @@ class Camera:
     degrees; `half` is half the width of what x shows, in feet. The sensor has size · sharp / distance pixels across it
     (at least 4, at most 2 · size and H); `blur` is the lens's standard deviation in these pixels, `noise` that of the
     sensor in brightness. What the sensor reads is rounded to 8 bits, and the gradient passes through the rounding
-    as if it were not there, so that an attack may be trained through the camera.
+    as if it were not there, so that an attack may be trained through the camera. From `kit.core.seeding.Draws` an image
+    has a view of its own, whatever is seen beside it.
     Raises ValueError for ranges that make no sense, and for images that are not square.
     Source: the effects are among those of Athalye et al., ICML 2018, and Eykholt et al., CVPR 2018.
     """
@@ -78,8 +79,17 @@ class Camera:
         pixels = (self.size * self.sharp / distance).round().clamp(4, min(MOST * self.size, x.shape[2]))
         lens = blurred(pixels, self.blur) @ averaged(x.shape[2], pixels)
         read = across(turned(x, angle, distance / self.half), lens) * column(light, x)
-        read = eight_bits((read + normal(read, source, self.noise)).clamp(0, 1))
+        read = eight_bits((read + self._noise(read, min(MOST * self.size, x.shape[2]), source)).clamp(0, 1))
         return across(read, resized(pixels, read.shape[2], self.size)).clamp(0, 1)
+
+
+    def _noise(self, read: Tensor, most: int, source: Source) -> Tensor:
+        """The sensor's noise, of the shape of `read` (N, C, R, R). From a stream for each image it is drawn for the
+        largest sensor that can be, most × most pixels, so that R, the largest of the batch, has no say in it."""
+        if not isinstance(source, Draws):
+            return normal(read, source, self.noise)
+        whole = normal(read.new_empty(*read.shape[:2], most, most), source, self.noise)
+        return whole[:, :, :read.shape[2], :read.shape[3]]
 
 
 def is_range(between) -> bool:

@@ -3,7 +3,7 @@
     ingredients    another gradient: momentum, a look ahead, smoothing, scaling, diversity
     attention      another objective: features (TAP) and attention (ATA) beside the loss
 """
-from kit.attacks.transfer.attention import ata, attention, attention_maps, blocks, middle, tap, tap_ata
+from kit.attacks.transfer.attention import ata, attention, attention_maps, blocks, channel_weights, middle, tap, tap_ata
 from kit.attacks.transfer.ingredients import (
     RATIO,
     Travel,
@@ -18,6 +18,6 @@ from kit.attacks.transfer.ingredients import (
 )
 
 __all__ = [
-    "RATIO", "Travel", "ata", "attention", "attention_maps", "blocks", "dim", "middle", "ni_fgsm", "si_ni_ti_dim",
-    "sim", "tap", "tap_ata", "tim", "travel", "travelling", "width",
+    "RATIO", "Travel", "ata", "attention", "attention_maps", "blocks", "channel_weights", "dim", "middle", "ni_fgsm",
+    "si_ni_ti_dim", "sim", "tap", "tap_ata", "tim", "travel", "travelling", "width",
 ]

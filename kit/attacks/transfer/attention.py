@@ -1,7 +1,7 @@
 """Transfer attacks that read hidden layers: what is maximised gains a term beside the loss ℓ.
 
     TAP   ℓ + λ Σ_k ‖P(A_k(x)) − P(A_k(x'))‖₂² + η Σ |box ∗ (x − x')|,   P(v) = sign(v) |v|^α
-    ATA   ℓ + λ Σ_k ‖H_k(x') − H_k(x)‖₂,   H_k the attention map of layer k
+    ATA   ℓ + λ Σ_k ‖H_k(x') − H_k(x)‖₂,   H_k the attention map of layer k, by the logit or the probability of y
 
 Networks that differ in much look at the same parts of an image, so what turns one's features or attention away may
 turn another's. How the gradient is taken is free: mu and kernel add MI and TI of `kit.attacks.transfer`. Arguments are
@@ -23,7 +23,6 @@ from kit.core import Ensemble, Goal, cross_entropy, features, laid_out, leaf, pe
 from kit.core.goal import Loss
 from kit.core.loop import check_differentiable
 from kit.core.network import layers_named
-from kit.explain.cam import attended
 
 
 def blocks(model: nn.Module) -> list[str]:
@@ -50,14 +49,33 @@ def middle(model: nn.Module) -> list[str]:
     return [stages[(len(stages) - 1) // 2]]
 
 
-def attention_maps(z: Tensor, A: dict[str, Tensor], y: Tensor, create_graph: bool = False) -> dict[str, Tensor]:
-    """H_k (N, h, w) = ReLU(Σ_c α_c A_c), α_c = mean over the places of ∂z_y/∂A_c: part of a backward pass."""
+def channel_weights(
+    z: Tensor, A: dict[str, Tensor], y: Tensor, create_graph: bool = False, *, of: str = "logit", unit: bool = False,
+) -> dict[str, Tensor]:
+    """α (N, C) of each layer: the mean over the places of ∂s/∂A_c, s = z_y or, with of="probability", softmax(z)_y.
+
+    With `unit` each image's are divided by the largest, so that they lie in [−1, 1]. Part of a backward pass.
+    Raises ValueError for another word, and for a layer that has no feature maps.
+    """
+    if of not in ("logit", "probability"):
+        raise ValueError(f"attention is of the 'logit' or of the 'probability', not {of!r}")
     for name, maps in A.items():
         if maps.dim() != 4:
             raise ValueError(f"the layer {name!r} has no feature maps (N, C, h, w): name another in layers")
-    score = z.gather(1, y[:, None]).sum()
+    score = (z.softmax(1) if of == "probability" else z).gather(1, y[:, None]).sum()
     slopes = torch.autograd.grad(score, list(A.values()), create_graph=create_graph, retain_graph=True)
-    return {name: F.relu(attended(maps, g)) for (name, maps), g in zip(A.items(), slopes, strict=True)}
+    alpha = {name: g.mean((2, 3)) for name, g in zip(A, slopes, strict=True)}
+    if unit:
+        alpha = {name: a / a.abs().amax(1, keepdim=True).clamp_min(1e-30) for name, a in alpha.items()}
+    return alpha
+
+
+def attention_maps(
+    z: Tensor, A: dict[str, Tensor], y: Tensor, create_graph: bool = False, *, of: str = "logit", unit: bool = False,
+) -> dict[str, Tensor]:
+    """H_k (N, h, w) = ReLU(Σ_c α_c A_c), α as `channel_weights` gives them: part of a backward pass."""
+    alpha = channel_weights(z, A, y, create_graph, of=of, unit=unit)
+    return {name: F.relu(torch.einsum("nc,nchw->nhw", alpha[name], maps)) for name, maps in A.items()}
 
 
 @per_image
@@ -128,19 +146,21 @@ def tap(
 @per_image
 def ata(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, lam: float = 1.0,
-    layers: Sequence[str] | None = None, create_graph: bool = False, smooth: float | None = None, mu: float = 0.0,
-    kernel: int = 1, target: Tensor | None = None, loss: Loss = cross_entropy, **how: Unpack[Steps],
+    layers: Sequence[str] | None = None, of: str = "logit", unit: bool = False, create_graph: bool = False,
+    smooth: float | None = None, mu: float = 0.0, kernel: int = 1, target: Tensor | None = None,
+    loss: Loss = cross_entropy, **how: Unpack[Steps],
 ) -> Tensor:
     """Attention-guided transfer attack: raise the loss, and change what the network attends to.
 
         max ℓ(f(x'), y) + λ Σ_k ‖H_k^y(x') − H_k^y(x)‖₂
         H_k^y = ReLU(Σ_c α_c A_c),   α_c = 1/(h w) Σ_mn ∂f(x)[y]/∂A_c[m, n],   f(x)[y] the logit
 
-    The default `layers` are the stage in the middle (`block2` of the families). A targeted attack keeps the attention
-    of y, and maximises −ℓ(f(x'), target). With create_graph, α is differentiated too; in a network of ReLUs that
-    changes nothing, since α is constant where the ReLUs do not switch, unless smooth = τ lets them differentiate
-    smoothly (`kit.core.smooth_relu`; for the loss too, so compare with lam = 0 and the same τ). With lam = 0 and no
-    smooth it is `bim`, bit for bit.
+    The default `layers` are the stage in the middle (`block2` of the families). The paper leaves two things open: with
+    of="probability" f(x)[y] is softmax(z)_y, and with `unit` α is divided by its largest entry. A targeted attack keeps
+    the attention of y, and maximises −ℓ(f(x'), target). With create_graph, α is differentiated too; in a network of
+    ReLUs that changes nothing for the logit, since α is constant where the ReLUs do not switch, unless smooth = τ lets
+    them differentiate smoothly (`kit.core.smooth_relu`; for the loss too, so compare with lam = 0 and the same τ). With
+    lam = 0 and no smooth it is `bim`, bit for bit.
     Cost: `steps` forward and backward passes and as many backward passes from the logits to the layers, and both once.
     Source: Wu et al., Boosting the transferability of adversarial samples via attention, CVPR 2020, algorithm 1.
     """
@@ -148,7 +168,7 @@ def ata(
 
     def look(v: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         z, A = _read(model, v, layers)
-        return z, attention_maps(z, A, y, create_graph)
+        return z, attention_maps(z, A, y, create_graph, of=of, unit=unit)
 
     def objective(v: Tensor, k: int) -> Tensor:
         z, H = look(v)
@@ -162,11 +182,11 @@ def ata(
 @per_image
 def tap_ata(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, lam: float = 1.0,
-    layers: Sequence[str] | None = None, lam_tap: float = 0.005, eta: float = 0.01, alpha: float = 0.5, s: int = 3,
-    layers_tap: Sequence[str] | None = None, mu: float = 0.0, kernel: int = 1, target: Tensor | None = None,
-    loss: Loss = cross_entropy, **how: Unpack[Steps],
+    layers: Sequence[str] | None = None, of: str = "logit", unit: bool = False, lam_tap: float = 0.005,
+    eta: float = 0.01, alpha: float = 0.5, s: int = 3, layers_tap: Sequence[str] | None = None, mu: float = 0.0,
+    kernel: int = 1, target: Tensor | None = None, loss: Loss = cross_entropy, **how: Unpack[Steps],
 ) -> Tensor:
-    """TAP with ATA's term added to its objective; lam and layers are ATA's. With lam = 0 it is `tap`.
+    """TAP with ATA's term added to its objective; lam, layers, of and unit are ATA's. With lam = 0 it is `tap`.
 
     Cost: that of `ata`, and one forward pass. Source: Wu et al., CVPR 2020; the thesis, "Complementary effect".
     """
@@ -174,7 +194,7 @@ def tap_ata(
 
     def look(v: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         z, A = _read(model, v, sorted({*layers, *stages}))
-        return z, attention_maps(z, {name: A[name] for name in layers}, y), powers(A, stages, alpha)
+        return z, attention_maps(z, {name: A[name] for name in layers}, y, of=of, unit=unit), powers(A, stages, alpha)
 
     def objective(v: Tensor, k: int) -> Tensor:
         z, H, P = look(v)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.core import asking, borrowed, operations
+from kit.core import asking, borrowed, laid_out, operations
 from kit.core.network import Operation
 from kit.core.steps import ADDITIONS, Convolution, Linear, weighted
 
@@ -65,8 +65,12 @@ class Weighted(Affine):
 
     def up(self, ends: list[Ends]) -> Ends:
         (lower, upper), = ends
-        middle = self.step.up((lower + upper) / 2, self.step.weight, self.step.bias)
-        radius = self.step.up((upper - lower) / 2, self.step.weight.abs())
+        middle = (lower + upper) / 2
+        radius = upper - middle
+        if isinstance(self.step, Convolution):
+            middle, radius = laid_out(middle), laid_out(radius)
+        middle = self.step.up(middle, self.step.weight, self.step.bias)
+        radius = self.step.up(radius, self.step.weight.abs())
         return middle - radius, middle.add_(radius)
 
     def down(self, A: Tensor) -> tuple[list[Tensor], Tensor | float]:
@@ -119,6 +123,14 @@ class Reshape(Affine):
 class Rising(Affine):
     """An affine step whose weights are all zero or more: averages, sums, selections, concatenation, padding."""
 
+    @property
+    def spreads(self) -> bool:
+        """Whether it averages over windows that do not overlap: a row that is pulled through it becomes longer, and
+        says no more about intervals than before."""
+        old, new = self.shapes[0], self.shape
+        even = len(old) == len(new) and all(a % b == 0 for a, b in zip(old, new, strict=True))
+        return self.op.name == "mean" or self.op.name == "adaptive_avg_pool2d" and even
+
     def down(self, A: Tensor) -> tuple[list[Tensor], Tensor | float]:
         rows = A.flatten(0, 1)
         with torch.enable_grad():
@@ -170,7 +182,8 @@ def _pair(value) -> list[int]:
 class Layers:
     """The steps of a network, listed on inputs like x (N, …); `model` itself is not kept, its weights are.
 
-    A list follows the weights as they are trained. Raises ValueError for a step that bounds have no rule for, or whose
+    `stops` are the tensors at which the rows of an interval method end: bent steps, and averages. A list follows the
+    weights as they are trained. Raises ValueError for a step that bounds have no rule for, or whose
     rows are not the inputs'. Cost: a forward pass of two inputs, and of one.
     """
 
@@ -192,6 +205,8 @@ class Layers:
             raise ValueError(f"the model must return outputs (N, K) that depend on its inputs, not {tuple(z.shape)}")
         self.output, self.classes = places[id(z)], z.shape[1]
         self.bent = [step for step in self.steps if not isinstance(step, Affine)]
+        self.stops = [step.output for step in self.steps
+                      if not isinstance(step, Affine) or isinstance(step, Rising) and step.spreads]
 
     def widest(self) -> int:
         """The greatest number of values that one tensor holds for an input."""

@@ -188,8 +188,8 @@ class Relaxed:
         return max(1, size // (sides * len(self.domain) * self.layers.widest()))
 
     def _least(self, A: Tensor, at: int) -> Tensor:
-        """min ⟨A, h_at⟩, (N, S): over the set for the input; for intervals, over those of what the last ReLUs gave."""
-        stop = [step.output for step in self.layers.bent] if self.method == "ibp" else []
+        """min ⟨A, h_at⟩, (N, S): over the set for the input; for intervals, over those of what the last stops gave."""
+        stop = self.layers.stops if self.method == "ibp" else []
         held, c = pulled_back(self.layers, A, at, self.lines, stop)
         for i, A_i in held.items():
             c = c + (self.domain.least(A_i) if i == 0 else least_on_box(A_i, *self.intervals[i]))
@@ -222,7 +222,7 @@ class Relaxed:
 def least_by_intervals(layers: Layers, domain: Domain, C: Tensor) -> Tensor:
     """What `Relaxed(layers, domain, "ibp").least(C)` says, for C (N, S, K), holding little memory: ends are dropped
     when the last step has read them, since memory that was just used costs less than other."""
-    held, c = pulled_back(layers, C, layers.output, {}, [step.output for step in layers.bent])
+    held, c = pulled_back(layers, C, layers.output, {}, layers.stops)
     ends = {0: (domain.lower, domain.upper)}
     last = {i: step.output for step in layers.steps for i in step.inputs}
     for step in layers.steps[: max(held, default=0)]:

@@ -30,8 +30,8 @@ THRESHOLD = 2.0
 
 class Triggers(NamedTuple):
     """What was found for each class: masks (K, 1, H, W), patterns (K, C, H, W), ‖m‖₁ (K,), and the share of the given
-    images not of that class that it sends there (K,), measured on the masks that are returned. ‖m‖₁ is infinite where
-    no trigger reached the success that was asked for."""
+    images not of that class that it sends there (K,), measured on the masks that are returned. Where no trigger reached
+    the success that was asked for, ‖m‖₁ is infinite, and the mask is the last that was tried."""
 
     masks: Tensor
     patterns: Tensor
@@ -53,12 +53,13 @@ def reverse_triggers(
 
     An epoch is one pass over the images in random order, the same for all classes. After `patience` epochs in a row in
     which the trigger worked on `success` of the images, λ becomes 0.001, then is doubled each time; after as many in
-    which it did not, it is divided by 2^1.5. Kept is the smallest mask of an epoch that worked. A class is done when
-    that has not shrunk by 1 % in 2 · patience epochs, after λ has gone both up and down.
+    which it did not, it is divided by 2^1.5. An epoch ends with a step, so that its last mask is tried once more on all
+    images: kept is the smallest that worked then. A class is done when that has not shrunk by 1 % in 2 · patience
+    epochs, after λ has gone both up and down.
 
     x, y are clean images with their labels, a hundred or more: those of class t take no part in the search for t.
     What is found for one class does not depend on the others. Cost: at most epochs · K forward and backward passes
-    of x.
+    of x, and as many forward passes.
     Raises ValueError where a class is all that there is.
     """
     check_images(x)
@@ -73,10 +74,11 @@ def reverse_triggers(
         search = _Search(model, x, classes, generator)
         for _ in range(epochs):
             worked = search.epoch(y, batch, lr)
+            search.keep(worked, y, success)
             search.judge(worked, success, patience)
             if not len(search.live):
                 break
-        return search.found(y, success)
+        return search.found(y)
 
 
 class _Search:
@@ -94,7 +96,7 @@ class _Search:
         self.ups, self.downs, self.still = (x.new_zeros(classes) for _ in range(3))
         self.raised, self.lowered = (torch.zeros(classes, dtype=torch.bool, device=x.device) for _ in range(2))
         self.best, self.before = x.new_full((classes,), torch.inf), x.new_full((classes,), torch.inf)
-        self.kept = self.theta.clone()
+        self.kept, self.share = self.theta.clone(), x.new_zeros(classes)
 
     def epoch(self, y: Tensor, batch: int, lr: float) -> Tensor:
         """One pass over the images for the live classes; returns on which share the trigger of each worked (L,)."""
@@ -125,13 +127,22 @@ class _Search:
             hits.append(((z.argmax(1) == aim).view_as(w) * w).sum(1).detach())
         return torch.cat(gradients), torch.cat(hits)
 
+    def keep(self, worked: Tensor, y: Tensor, success: float) -> None:
+        """After an epoch that worked: its last mask, where it is smaller than the kept one and works on its own."""
+        norms = opened(self.theta)[0].flatten(1).sum(1)
+        for t in self.live[(worked >= success) & (norms < self.best)[self.live]].tolist():
+            share = self.tried(self.theta[t], t, y)
+            if share >= success:
+                self.best[t], self.kept[t], self.share[t] = norms[t], self.theta[t], share
+
+    def tried(self, theta: Tensor, t: int, y: Tensor) -> Tensor:
+        """The share of all images not of class t that this trigger sends there."""
+        m, pattern = opened(theta[None])
+        return (logits(self.model, Trigger(m[0], pattern[0])(self.x[y != t])).argmax(1) == t).to(self.x).mean()
+
     def judge(self, worked: Tensor, success: float, patience: int) -> None:
-        """After an epoch: keep the smallest that worked, move λ, drop the classes that are done."""
+        """After an epoch: move λ, drop the classes that are done."""
         live, reached = self.live, worked >= success
-        norms = opened(self.theta[live])[0].flatten(1).sum(1)
-        better = reached & (norms < self.best[live])
-        self.best[live] = torch.where(better, norms, self.best[live])
-        self.kept[live[better]] = self.theta[live[better]]
         progress = self.best[live] < BETTER * self.before[live]
         self.still[live] = torch.where(progress | self.best[live].isinf(), 0, self.still[live] + 1)
         self.before[live] = torch.where(progress, self.best[live], self.before[live])
@@ -146,17 +157,11 @@ class _Search:
         self.lowered[live] |= down
         self.live = live[~((self.still[live] >= 2 * patience) & self.raised[live] & self.lowered[live])]
 
-    def found(self, y: Tensor, success: float) -> Triggers:
-        """The kept triggers, tried once more on all images: the epoch in which one worked ended with a step."""
-        masks, patterns = opened(self.kept)
-        shares = []
-        for t, (m, pattern) in enumerate(zip(masks, patterns, strict=True)):
-            others = self.x[y != t]
-            hit = logits(self.model, Trigger(m, pattern)(others)).argmax(1) == t
-            shares.append(hit.to(self.x).mean())
-        reached = torch.stack(shares)
-        norms = torch.where(self.best.isfinite(), masks.flatten(1).sum(1), torch.inf)
-        return Triggers(masks, patterns, norms, reached)
+    def found(self, y: Tensor) -> Triggers:
+        """What was kept; for a class of which nothing was, the last that was tried."""
+        for t in self.best.isinf().nonzero()[:, 0].tolist():
+            self.kept[t], self.share[t] = self.theta[t], self.tried(self.theta[t], t, y)
+        return Triggers(*opened(self.kept), self.best, self.share)
 
 
 def opened(theta: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import torch
 from kit.attacks import Camera
 from kit.attacks.physical.camera import averaged, blurred, eight_bits, resized, turned
 from kit.core import generator
+from kit.core.seeding import Draws
 
 STILL = {"light": (1.0, 1.0), "blur": 0.0, "noise": 0.0}
 
@@ -96,6 +97,16 @@ def test_each_image_has_its_own_view_and_the_gradient_passes():
     a, b = Camera()(same, generator(3))
     assert not torch.equal(a, b)
     assert torch.equal(Camera()(same, generator(3))[0], a)
+
+
+@pytest.mark.parametrize("mates", [[0], [0, 2], [3, 0]])
+def test_with_a_stream_for_each_image_its_view_does_not_depend_on_its_mates(mates):
+    """Near mates have more sensor pixels: the noise of image 0 must be the same beside them."""
+    x, camera = pictures(4), Camera(distance=(5, 60), noise=0.1)
+    together = camera(x, Draws(4, generator(3)))
+    alone = camera(x[mates], Draws(4, generator(3))[mates])
+    assert torch.allclose(together[mates], alone, atol=1e-6)
+    assert not torch.allclose(together, Camera(distance=(5, 60), noise=0.0)(x, Draws(4, generator(3))), atol=0.05)
 
 
 @pytest.mark.parametrize(("wrong", "words"), [

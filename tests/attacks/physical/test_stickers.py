@@ -385,3 +385,47 @@ def test_a_patch_has_another_place_at_each_step():
     default = patch(model, x, torch.zeros(6, dtype=torch.long), mask=block(), steps=4)
     given = patch(model, x, torch.zeros(6, dtype=torch.long), mask=block(), steps=4, place=Anywhere())
     assert torch.equal(default, given)
+
+
+def test_each_photograph_has_its_own_target_and_is_printed_where_its_own_mask_lies():
+    """The rule leaves δ at zero, so that every step's value is known: photographs tell themselves by their pixels."""
+    model, x, inks = tiny(), some(), palette(1)
+    places, corners = whole_places(6, 3)
+    at, mask, seen, trace = [0, 3, 5, 6, 9, 15], torch.ones(1, 1, 3, 3), [], Trace()
+    mask[..., 0, 0] = 0
+    target = torch.tensor([0, 1, 2, 0, 1, 2])
+    under = torch.zeros(6, 1, 6, 6)
+    for i, k in enumerate(at):
+        a, b = corners[k]
+        under[i, :, a:a + 3, b:b + 3] = mask
+
+    def look(v, source):
+        seen.append(v.detach())
+        return v
+
+    masked_attack(model, x, (target + 1) % 3, mask=mask, target=target, frames=places[at], views=look, lam=0.0,
+                  lam_print=7.0, inks=inks, steps=4, batch=3, rule=lambda v, g, memory: v, trace=trace)
+    z = logits(model, x)
+    gain = -torch.nn.functional.cross_entropy(z, target, reduction="none")
+    price = printability(x, inks, under > 0.5)
+    for value, shown in zip(trace.values[:, 0], seen[1:], strict=True):
+        rows = [int((x - v).abs().amax((1, 2, 3)).argmin()) for v in shown]
+        assert float(value) == pytest.approx(float((gain - 7 * price)[rows].mean()), abs=1e-5)
+    assert float(price.std()) > 0.01
+
+
+def test_unevenness_is_the_mean_difference_of_neighbours_inside_the_mask():
+    model, x, trace = tiny(), some(), Trace()
+    y, mask = logits(model, x).argmax(1), torch.ones(1, 1, 6, 6)
+    mask[..., 2, 3] = mask[..., 0, 0] = 0
+    pattern = 0.04 * torch.rand(1, 1, 6, 6, generator=generator(4))
+    patch(model, x, y, mask=mask, place=identity(6), lam_tv=5.0, steps=4, rule=lambda v, g, memory: v + pattern,
+          trace=trace)
+    pixels = [(i, j) for i in range(6) for j in range(6) if mask[0, 0, i, j]]
+    pairs = [(a, b) for a in pixels for b in pixels if (b[0] - a[0], b[1] - a[1]) in ((0, 1), (1, 0))]
+    for k, value in enumerate(trace.values[:, 0]):
+        p = (0.5 + k * pattern) * mask
+        uneven = sum(float((p[0, 0][a] - p[0, 0][b]).abs()) for a, b in pairs) / len(pairs)
+        loss = float(torch.nn.functional.cross_entropy(logits(model, paste(x, p, mask)), y))
+        assert float(value) == pytest.approx(loss - 5 * uneven, abs=1e-5)
+    assert uneven > 0.02

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kit.attacks import ata, bim, tap, tap_ata
-from kit.attacks.transfer import attention, blocks, middle
+from kit.attacks.transfer import attention, blocks, channel_weights, middle
 from kit.core import Ensemble, Trace, cross_entropy, features, generator, margin
 from kit.explain import grad_cam
 from kit.models import FAMILIES
@@ -113,6 +113,29 @@ def test_the_objectives_are_the_formulas(resnet, scenes):
         g = torch.autograd.grad(naive(v).sum(), v)[0]  # α through `grad` without a graph is a constant
         free = (x > 0.1) & (x < 0.9)
         assert float((steps == g.sign())[free].float().mean()) > 0.995
+
+
+def test_weights_by_the_probability_and_in_their_range(resnet, scenes):
+    """∂p_y/∂A is p_y times what y gains more than the mean of all, Σ_k p_k; unit weights reach 1."""
+    x, y = scenes[0][:4], scenes[1][:4]
+    with features(resnet, ["block2"]) as A:
+        z = resnet(x.clone().requires_grad_())
+    maps = dict(A)
+    raw = channel_weights(z, maps, y)["block2"]
+    unit = channel_weights(z, maps, y, unit=True)["block2"]
+    assert torch.allclose(unit.abs().amax(1), torch.ones(4))
+    assert torch.allclose(unit * raw.abs().amax(1, keepdim=True), raw)
+    p = z.softmax(1)
+    each = torch.stack([channel_weights(z, maps, torch.full_like(y, k))["block2"] for k in range(z.shape[1])], 1)
+    by_hand = torch.einsum("nk,nkc->nc", p[torch.arange(4), y, None] * (F.one_hot(y, z.shape[1]) - p), each)
+    assert torch.allclose(channel_weights(z, maps, y, of="probability")["block2"], by_hand, rtol=1e-4, atol=1e-9)
+    for options in ({"unit": True}, {"of": "probability"}):
+        for attack, rival in ((ata, bim), (tap_ata, tap)):
+            assert torch.equal(attack(resnet, x, y, eps=EPS, lam=0.0, **options), rival(resnet, x, y, eps=EPS))
+            assert not torch.equal(attack(resnet, x, y, eps=EPS, lam=10.0, **options),
+                                   attack(resnet, x, y, eps=EPS, lam=10.0))
+    with pytest.raises(ValueError, match="'logit' or of the 'probability', not 'odds'"):
+        ata(resnet, x, y, eps=EPS, of="odds")
 
 
 def test_the_second_order_is_nothing_until_relu_is_smooth(resnet, scenes):

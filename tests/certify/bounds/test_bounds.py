@@ -296,6 +296,24 @@ def test_bounds_that_hold_already_are_used():
             Relaxed(model, domain, known=net.ends[:1])
 
 
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(2), nn.AdaptiveAvgPool2d(3), nn.AvgPool2d(2, 1)])
+def test_intervals_lose_nothing_at_a_pooling(pool):
+    """The rows of the last layer end at an average over separate windows and pass one over windows that overlap: the
+    bound is that of the whole affine part on the ends of the ReLU either way."""
+    torch.manual_seed(0)
+    body, x = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU()), torch.rand(5, 1, 6, 6)
+    tail = nn.Sequential(pool, nn.Flatten(), nn.LazyLinear(4))
+    tail(body(x))
+    W = torch.func.vmap(torch.func.jacrev(lambda h: tail(h[None])[0]))(body(x)).flatten(2)  # the same for every x
+    b = tail(torch.zeros(1, 3, 4, 4))[0]
+    lower, upper = Relaxed(nn.Sequential(body, tail), Box(x - 0.1, x + 0.1), "ibp").ends[0]
+    l, u = lower.clamp(min=0).flatten(1), upper.clamp(min=0).flatten(1)
+    C = torch.eye(4)[:1] - torch.eye(4)[1:]
+    rows = C @ W[0]
+    want = ((rows.clamp(min=0) @ l.T) + (rows.clamp(max=0) @ u.T)).T + C @ b
+    torch.testing.assert_close(Relaxed(nn.Sequential(body, tail), Box(x - 0.1, x + 0.1), "ibp").least(C), want)
+
+
 def test_the_groups_of_rows_make_no_difference(monkeypatch):
     model, y = scaled(NETWORKS["mixed"](), 1), torch.tensor([0, 1])
     x = torch.rand(2, 2, 8, 8, generator=generator(2)).double()

@@ -1,0 +1,101 @@
+"""Inputs on which networks that agree come to differ, by a joint search: DeepXplore.
+
+    max  Σ_{k≠j} z_k[c] − λ z_j[c] + λ_push Σ A_pushed        c the class that all networks name at x, j the odd one out
+
+by x ← clip(x + step · g / RMS(g)), where g is what a change of the image may be made of:
+
+    any         the gradient as it is
+    light       one value for the whole image, its mean
+    occlusion   the gradient within one rectangle, nothing elsewhere
+    blackout    patches: −1 in those whose mean gradient is negative, nothing elsewhere, so that it only darkens
+"""
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kit.core import Ensemble, features, laid_out, per_image, uniform
+from kit.core.loop import differentiate, leaf
+
+CHANGES = ("any", "light", "occlusion", "blackout")
+
+
+def answers(model: Ensemble, x: Tensor) -> Tensor:
+    """What each network of the ensemble says (M, N). Cost: one forward pass of each."""
+    with torch.no_grad():
+        return torch.stack([member(laid_out(x)).argmax(1) for member in model.models])
+
+
+def differ(model: Ensemble, x: Tensor) -> Tensor:
+    """Whether the networks of the ensemble disagree about each image (N,). Cost: one forward pass of each."""
+    said = answers(model, x)
+    return (said != said[0]).any(0)
+
+
+def allowed(g: Tensor, change: str, corner: Tensor, size: int) -> Tensor:
+    """The part of a gradient (N, C, H, W) that a change is made of; corner (N, P, 2) in [0, 1) places the patches."""
+    if change == "any":
+        return g
+    if change == "light":
+        return g.mean((1, 2, 3), keepdim=True).expand_as(g)
+    height, width = g.shape[2:]
+    rooms = corner.new_tensor([height - size + 1, width - size + 1])
+    top, left = (corner * rooms).long()[..., None].unbind(2)  # (N, P, 1) each
+    rows, columns = torch.arange(height, device=g.device), torch.arange(width, device=g.device)
+    down, across = (rows >= top) & (rows < top + size), (columns >= left) & (columns < left + size)
+    inside = down[..., None] & across[:, :, None]
+    if change == "occlusion":
+        return g * inside[:, 0, None]
+    mean = (g[:, None] * inside[:, :, None]).mean((2, 3, 4))  # (N, P); its sign is that of the patch's mean
+    dark = (inside & (mean < 0)[..., None, None]).any(1)
+    return -dark[:, None].to(g).expand_as(g)
+
+
+@per_image
+def deepxplore(
+    model: Ensemble, x: Tensor, *, change: str = "light", odd: int = 0, lam: float = 1.0,
+    push: Mapping[str, int] | None = None, lam_push: float = 0.1, step: float = 10 / 255, steps: int = 50,
+    size: int | None = None, patches: int = 10, generator: Any = None,
+) -> Tensor:
+    """Move each image until the networks of the ensemble differ about it: raise what the others say, lower the odd one.
+
+    `push` names layers of the ensemble and a channel of each (`{"models.0.block2": 7}`) whose mean is raised beside it,
+    for coverage. `size` is the side of a rectangle or patch, 10 (6) at 28 pixels and in proportion; occlusion keeps its
+    rectangle, blackout draws patches anew at every step. An image about which they differ is left as it is, from the
+    start. Unlike in the authors' code, no image leaves [0, 1] on the way, and the networks are asked within it.
+    Returns the images; `differ` says about which of them the networks disagree.
+    Cost: at most `steps` forward and backward passes of all networks, and as many forward passes.
+    Raises TypeError for what is no Ensemble, ValueError for another word or place, and for fewer than two networks.
+    Source: Pei et al., DeepXplore, SOSP 2017, algorithm 1.
+    """
+    if not isinstance(model, Ensemble):
+        raise TypeError(f"deepxplore compares the networks of a kit.core.Ensemble, not a {type(model).__name__}")
+    if change not in CHANGES:
+        raise ValueError(f"change must be {', '.join(CHANGES)}, not {change!r}")
+    if len(model.models) < 2 or not 0 <= odd < len(model.models):
+        raise ValueError(f"odd must be one of two networks or more: {odd} of {len(model.models)}")
+    side = min(x.shape[2:])
+    size = size or max(1, round((6 if change == "blackout" else 10) * side / 28))
+    if size > side:
+        raise ValueError(f"a rectangle of {size} pixels does not fit into {side}")
+    c = answers(model, x)[odd]
+    place = uniform(x.new_empty(len(x), 1, 2), generator)
+    for _ in range(steps):
+        active = ~differ(model, x)
+        if not bool(active.any()):
+            break
+        if change == "blackout":
+            place = uniform(x.new_empty(len(x), patches, 2), generator)
+        v = leaf(x)
+        with features(model, list(push or ())) as A:
+            z = torch.stack([member(laid_out(v)) for member in model.models])
+        weights = torch.ones(len(z), 1, device=x.device)
+        weights[odd] = -lam
+        value = (weights * z.gather(2, c.expand(len(z), -1)[..., None])[..., 0]).sum(0)
+        for name, channel in (push or {}).items():
+            value = value + lam_push * A[name][:, channel].flatten(1).mean(1)
+        g = allowed(differentiate(value, v), change, place, size)
+        g = g / g.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+        x = torch.where(active[:, None, None, None], (x + step * g).clamp(0, 1), x)
+    return x

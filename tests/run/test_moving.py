@@ -1,0 +1,75 @@
+"""The frames that are kept are those that the package computes."""
+import json
+from dataclasses import asdict
+from itertools import product
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kit.report.links import Book
+from kit.run.files import ROOT
+from kit.run.moving import FIGURES, FOLDER, strip, write
+
+KEPT = ROOT / FOLDER
+
+
+def kept(name):
+    return json.loads((KEPT / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_what_the_package_computes(name):
+    """Numbers within the rounding of another machine, pictures within two grey levels of nearly all values."""
+    found, frames = FIGURES[name]()
+    for row, before in zip(asdict(found)["rows"], kept(name)["rows"], strict=True):
+        for value, was in zip(row, before, strict=True):
+            assert value == was if isinstance(was, str) else value == pytest.approx(was, abs=0.02)
+    if frames is not None:
+        with Image.open(KEPT / f"{name}.png") as image:
+            picture, was = np.asarray(strip(frames)).astype(int), np.asarray(image).astype(int)
+        assert (abs(picture - was) <= 2).mean() > 0.98
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_rows_are_the_sliders_positions_in_order(name):
+    figure = kept(name)
+    many = len(figure["sliders"])
+    values = [list(dict.fromkeys(row[k] for row in figure["rows"])) for k in range(many)]
+    assert [tuple(row[:many]) for row in figure["rows"]] == list(product(*values))
+    assert {len(row) for row in figure["rows"]} == {many + len(figure["columns"])}
+    assert set(figure["bars"]) <= set(figure["columns"])
+    bars = [row[many + figure["columns"].index(bar)] for row in figure["rows"] for bar in figure["bars"]]
+    assert all(isinstance(value, str) or 0 <= value <= 1 for value in bars)
+
+
+def test_figures_stand_below_equations_of_their_chapters():
+    equations = Book(ROOT).equations
+    assert {path.stem for path in KEPT.glob("*.json")} == set(FIGURES)
+    for name in FIGURES:
+        figure = kept(name)
+        assert equations[figure["after"]] == f"notebooks/{figure['chapter']}"
+        assert bool(figure["alt"]) == bool(figure["size"]) == (KEPT / f"{name}.png").is_file()
+
+
+def test_more_epsilon_is_less_of_the_true_class_and_precision_follows_the_base_rate():
+    rows = kept("push")["rows"]
+    for attack in ("FGSM", "PGD"):
+        true = [row[3] for row in rows if row[0] == attack]
+        assert true[0] > 0.8 > 0.1 > true[-1]
+    at = {(row[0], row[1]): row for row in kept("threshold")["rows"]}
+    for cut in {cut for _, cut in at}:
+        assert len({tuple(at[base, cut][2:4]) for base in (0.5, 0.1, 0.01, 0.001)}) == 1
+        shares = [at[base, cut][4] for base in (0.5, 0.1, 0.01, 0.001)]
+        assert shares == sorted(shares, reverse=True)
+        _, _, tpr, fpr, precision = at[0.01, cut]
+        assert precision == pytest.approx(0.01 * tpr / (0.01 * tpr + 0.99 * fpr), rel=0.05, abs=0.002)
+
+
+def test_a_figure_is_written_whole(tmp_path):
+    paths = write("rules", tmp_path)
+    assert [path.name for path in paths] == ["rules.json", "rules.png"]
+    figure = json.loads(paths[0].read_text())
+    height, width = figure["size"]
+    with Image.open(paths[1]) as image:
+        assert image.size == (width * len(figure["rows"]), height)
