@@ -150,12 +150,10 @@ def load(name: str, device: str | torch.device | None = None) -> nn.Module:
 
     The purifiers (`hgd/…`, `comdefend/…`) return images instead; `kit.defend` puts them before a classifier. So
     does the autoencoder (`autozoom/digits`), whose `decoder` makes images of codes. The decoders (`rts/…`, `rtsa/…`)
-    make masks of a classifier's feature maps: `kit.explain.RTS.shipped` (`kit.fire.RTSA`) puts the two together. The
-    five of `sensing…/scenes` return (N, 2, H, W): for each pixel a distance, and ln σ² of its noise. Those of
-    `kit.models.generative` read codes off images of 16 × 16, and draw images of codes.
     make masks of a classifier's feature maps: `kit.explain.RTS.shipped` (`kit.fire.RTSA`) puts the two together; so
     does `kit.fire.InterpretGAN.shipped` with those that draw images of features (`drawn/…`). The
-    five of `sensing…/scenes` return (N, 2, H, W): for each pixel a distance, and ln σ² of its noise.
+    five of `sensing…/scenes` return (N, 2, H, W): for each pixel a distance, and ln σ² of its noise. Those of
+    `kit.models.generative` read codes off images of 16 × 16, and draw images of codes.
 
     `device=None` is the CPU; "auto" the GPU where there is one. Raises ValueError for a name that does not exist or
     weights that are damaged, FileNotFoundError for a network that nobody has trained yet.
