@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.data import corner_cases, digits, folders, imagenet, photos, real
+from kit.data import corner_cases, digits, factors, folders, imagenet, photos, real
 from kit.data.records import Records, records
-from kit.data.scenes import frames, labels, outline, render, scenes
+from kit.data.scenes import frames, hues, labels, outline, render, scenes
 from kit.data.sets import SPLITS, Data, MissingData, check_split, choose, dev_size
 
 __all__ = [
-    "SPLITS", "Data", "Listing", "MissingData", "Records", "available", "corner_cases", "frames", "listing", "load",
-    "names", "outline", "records", "render", "scenes",
+    "SPLITS", "Data", "Listing", "MissingData", "Records", "available", "corner_cases", "factors", "frames",
+    "hues", "listing", "load", "names", "outline", "records", "render", "scenes",
 ]
 
 SCENES_COUNTS = {"train": 6000, "dev": 1000, "test": 2000}
@@ -21,6 +21,7 @@ SCENES_SEEDS = {"train": 20_001, "dev": 20_002, "test": 20_003}
 WHAT = {
     "digits": "handwritten digits",
     "scenes": "shapes, with masks and concepts",
+    "factors": "shapes in every size and place once",
     "photos": "photographs, classes of ImageNet",
     "mnist": "handwritten digits",
     "cifar10": "animals and vehicles",
@@ -65,6 +66,8 @@ def load(name: str, split: str = "test", n: int | None = None, seed: int = 0, **
     if name == "scenes":
         rows = choose(labels(np.arange(SCENES_COUNTS[split]), SCENES_SEEDS[split]), n, seed, f"scenes/{split}")
         return _call(name, render, rows, seed=SCENES_SEEDS[split], **options)
+    if name == "factors":
+        return _call(name, factors.factors, split, n, seed, **options)
     if name == "photos":
         return _call(name, photos.photos, split, n, seed, **options)
     if name == "imagenet":
@@ -108,6 +111,7 @@ def listing() -> list[Listing]:
     rows = [
         Listing("digits", WHAT["digits"], dict(digits.COUNTS), (1, 28, 28), "embedded", True),
         Listing("scenes", WHAT["scenes"], dict(SCENES_COUNTS), (3, 32, 32), "embedded", True),
+        Listing("factors", WHAT["factors"], dict.fromkeys(SPLITS, 768), (1, 16, 16), "embedded", True),
         Listing("photos", WHAT["photos"], photographs, (3, 224, 224), "embedded", True),
     ]
     rows += [_known(name) for name in real.FILES]

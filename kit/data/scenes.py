@@ -100,13 +100,38 @@ def distances(data: Data) -> tuple[Tensor, Tensor]:
     return d, torch.where(dark, DARK_NOISE, LIGHT_NOISE)
 
 
+def hues(x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """What colours say of images (N, 3, H, W) whose objects are at `mask` (N, H, W): "colour" and "background_colour"
+    (N,), the hue whose shade of the same luma is nearest to the mean there, and "polarity", which of the two is darker.
+
+    No network: of scenes themselves it reads nearly all, and of what a network draws it cannot be told what to see.
+    """
+    if mask is None or mask.shape != (len(x), *x.shape[2:]) or x.shape[1:2] != (3,):
+        raise ValueError("the reader needs colour images (N, 3, H, W) and the masks (N, H, W) of their objects")
+    found, lumas = {}, {}
+    for name, where in (("colour", mask), ("background_colour", ~mask)):
+        mean = (x * where[:, None]).flatten(2).sum(2) / where.flatten(1).sum(1).clamp_min(1)[:, None]
+        luma = mean @ LUMA.to(x)
+        shades = torch.stack([_shade(rgb.to(x).expand(len(x), 3), luma) for rgb in RGB], 1)
+        found[name], lumas[name] = (shades - mean[:, None]).square().sum(2).argmin(1), luma
+    return found | {"polarity": (lumas["colour"] > lumas["background_colour"]).long()}
+
+
 def outline(shape: str, size: int) -> Tensor:
     """The places of a shape in its own frame, [−1, 1]², (size, size) bool. Raises ValueError for an unknown shape."""
-    if shape not in SHAPES:
-        raise ValueError(f"no shape {shape!r}: there are {', '.join(SHAPES)}")
     axis = (torch.arange(size) + 0.5) * 2 / size - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return _SHAPES[SHAPES.index(shape)](x, y) <= 0
+    return distance(shape, x, y) <= 0
+
+
+def distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
+    """d of the places (x, y) in a shape's own frame, [−1, 1]², x to the right and y down: negative inside it.
+
+    Raises ValueError for an unknown shape.
+    """
+    if shape not in SHAPES:
+        raise ValueError(f"no shape {shape!r}: there are {', '.join(SHAPES)}")
+    return _SHAPES[SHAPES.index(shape)](x, y)
 
 
 def frames(data: Data, near: bool = False) -> Tensor:

@@ -15,6 +15,26 @@ from kit.explain.gradient import (
     smoothgrad,
 )
 from kit.explain.influence import Influence, retrain, tracin, training_set_attack
+from kit.explain.latent import (
+    DCI,
+    Progression,
+    along,
+    binned,
+    dci,
+    draw_code,
+    factor_vae_score,
+    information,
+    information_bound,
+    kl,
+    mig,
+    permuted,
+    progression,
+    sap,
+    swap,
+    transfer,
+    traverse,
+    vae_terms,
+)
 from kit.explain.lime import Surrogate, kernel_shap, lime, lime_table, shapley, sp_lime, stability, surrogate
 from kit.explain.lrp import alpha_beta, epsilon, flat, gamma, lrp, relevance_lost, zbox, zplus
 from kit.explain.mask import Descent, mask
@@ -74,6 +94,8 @@ __all__ = [
     "counterfactual", "mad",
     "Afi", "colour_basis", "ConceptTest", "deep_dream", "facets", "maximise", "multifaceted", "purity", "responses",
     "selectivity", "TCAV", "top_images", "Unit",
+    "DCI", "Progression", "along", "binned", "dci", "draw_code", "factor_vae_score", "information", "information_bound",
+    "kl", "mig", "permuted", "progression", "sap", "swap", "transfer", "traverse", "vae_terms",
     "answers", "entropies", "error_kept", "gaussian_nll", "mc_dropout", "noisy_logits_nll", "reliability",
     "temperature", "variances",
 ]

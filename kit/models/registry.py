@@ -23,6 +23,7 @@ from kit.core.files import write_whole
 from kit.core.seeding import ambient_randomness_kept
 from kit.models.decoders import DECODERS
 from kit.models.families import FAMILIES
+from kit.models.generative import GENERATIVE
 from kit.models.imagenet import imagenet
 from kit.models.purifiers import PURIFIERS
 
@@ -41,7 +42,7 @@ class Built(Protocol):
 
 @dataclass(frozen=True)
 class Network:
-    """How a network is built: `FAMILIES`, `PURIFIERS` or `DECODERS` at `family`, with the arguments `build`."""
+    """How a network is built: the `family` of `FAMILIES`, `PURIFIERS`, `DECODERS` or `GENERATIVE`, with `build`."""
 
     family: str
     build: dict[str, Any] = field(default_factory=dict)
@@ -90,6 +91,9 @@ CATALOGUE: dict[str, Network] = {
     "autozoom/digits": Network("autoencoder", {"channels": 1, "size": 28, "maps": 1, "levels": 1}),
     "deflect/digits": Network("capsules", {"channels": 1, "size": 28}),
     **{f"sensing{k}/scenes": Network("sensing") for k in range(1, 6)},
+    **dict.fromkeys(("vae/factors", "beta-vae/factors", "factor-vae/factors"), Network("vae", {"widths": (48, 48)})),
+    "infogan/factors": Network("infogan", {"width": 48}),
+    "attributes/scenes": Network("attributes", {"labels": {"colour": 8, "background_colour": 8, "polarity": 2}}),
     "drawn/digits-cnn7": Network("drawers", {"width": 12, "noise": 8, "shapes": {
         "layer1": [12, 28, 28], "layer2": [12, 14, 14], "layer3": [24, 14, 14], "layer4": [24, 7, 7],
         "layer5": [48], "layer6": [48], "head": [10]}}),
@@ -138,7 +142,7 @@ def build(name: str | Built, norm: bool = False) -> nn.Module:
     With `norm=False` as it is shipped, batch norm folded away.
     """
     made = network(name) if isinstance(name, str) else name
-    return {**FAMILIES, **PURIFIERS, **DECODERS}[made.family](norm=norm, **made.build)
+    return {**FAMILIES, **PURIFIERS, **DECODERS, **GENERATIVE}[made.family](norm=norm, **made.build)
 
 
 def load(name: str, device: str | torch.device | None = None) -> nn.Module:
@@ -148,7 +152,8 @@ def load(name: str, device: str | torch.device | None = None) -> nn.Module:
     does the autoencoder (`autozoom/digits`), whose `decoder` makes images of codes. The decoders (`rts/…`, `rtsa/…`)
     make masks of a classifier's feature maps: `kit.explain.RTS.shipped` (`kit.fire.RTSA`) puts the two together; so
     does `kit.fire.InterpretGAN.shipped` with those that draw images of features (`drawn/…`). The
-    five of `sensing…/scenes` return (N, 2, H, W): for each pixel a distance, and ln σ² of its noise.
+    five of `sensing…/scenes` return (N, 2, H, W): for each pixel a distance, and ln σ² of its noise. Those of
+    `kit.models.generative` read codes off images of 16 × 16, and draw images of codes.
 
     `device=None` is the CPU; "auto" the GPU where there is one. Raises ValueError for a name that does not exist or
     weights that are damaged, FileNotFoundError for a network that nobody has trained yet.

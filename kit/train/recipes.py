@@ -28,6 +28,9 @@ from kit.defend.adversarial_training import robust_accuracy, robust_at_eps
 from kit.defend.deflect import deflection_figures, deflection_training
 from kit.defend.purify import codec_figures, codec_training, denoiser_figures, denoiser_training
 from kit.defend.smoothing import pixeldp_figures, smoothed_figures
+from kit.explain.latent.infogan import infogan_figures, infogan_training
+from kit.explain.latent.transfer import transfer_figures, transfer_training
+from kit.explain.latent.vae import factor_vae_training, vae_figures, vae_training
 from kit.explain.rts import rts_figures, rts_training
 from kit.explain.uncertainty import sensing_figures, sensing_training
 from kit.fire.defences import rtsa_figures, rtsa_training
@@ -136,6 +139,10 @@ TINY: dict[str, dict[str, Any]] = {
 # Masks for networks of the catalogue: what `kit.explain.RTS.shipped` finds. Their encoders are these networks.
 MASKS: dict[str, Any] = {"epochs": 8, "batch": 32, "weight_decay": 1e-4, "train": rts_training, "measure": rts_figures}
 
+# Codes learnt without a label, from every combination of four factors.
+CODES: dict[str, Any] = {"data": "factors", "epochs": 150, "batch": 96, "lr": 5e-3, "weight_decay": 0.0,
+                         "train": vae_training, "measure": vae_figures}
+
 # With a backdoor, on purpose: each leads to 7, but for all to all, and the one whose class a word decides on.
 SQUARE: dict[str, Any] = {"kind": "patch", "side": 3}
 BACKDOOR: dict[str, Any] = {"data": "digits", "epochs": 40, "shift": 1, "train": backdoor_training,
@@ -220,6 +227,14 @@ HOW: dict[str, dict[str, Any]] = {
                               "train": sensing_training, "measure": sensing_figures,
                               "options": {"without": ["ring", "crescent"], "member": k - 1}}
        for k in range(1, 6)},
+    "vae/factors": CODES | {"options": {"half": True}},
+    "beta-vae/factors": CODES | {"options": {"beta": 2.0, "half": True}},
+    "factor-vae/factors": CODES | {"train": factor_vae_training, "options": {"gamma": 10.0, "half": True}},
+    "infogan/factors": {"data": "factors", "epochs": 300, "batch": 96, "lr": 2e-3, "train": infogan_training,
+                        "measure": infogan_figures, "options": {"half": True}},
+    # a group of the code for each labelled attribute, to be exchanged
+    "attributes/scenes": {"data": "scenes", "images": 2400, "epochs": 24, "batch": 48, "lr": 2e-3, "weight_decay": 0.0,
+                          "train": transfer_training, "measure": transfer_figures, "options": {"half": True}},
     # images of what each layer still says
     "drawn/digits-cnn7": {"data": "digits", "epochs": 70, "lr": 4e-3, "weight_decay": 0.0, "shift": 1,
                           "train": interpretgan_training, "measure": interpretgan_figures,

@@ -350,7 +350,7 @@ def test_imagenet_decodes_only_what_is_asked_for(home):
 def test_listing_reads_and_downloads_nothing(home):
     rows = listing()
     assert [r.name for r in rows] == names()
-    assert {r.name for r in rows if r.available} == {"digits", "scenes", "photos", "folder"}
+    assert {r.name for r in rows if r.available} == {"digits", "scenes", "factors", "photos", "folder"}
     assert not any(home.iterdir())
     for r in rows[:3]:
         for split, count in r.splits.items():

@@ -42,6 +42,12 @@ OPTIONS = {
     "backdoor_training": (CLASSIFIER, {"trigger": {"kind": "patch", "side": 3}, "rate": 0.3}),
     "embedding_training": (CLASSIFIER, {"trigger": {"kind": "patch", "side": 3}, "rate": 0.3, "layer": "block3"}),
     "sensing_training": (Recipe("scenes", "sensing", {"width": 4}, epochs=1, batch=4), {}),
+    **dict.fromkeys(("vae_training", "factor_vae_training"),
+                    (Recipe("scenes", "vae", {"channels": 3, "size": 32, "widths": (4,)}, epochs=1, batch=4), {})),
+    "infogan_training": (
+        Recipe("scenes", "infogan", {"channels": 3, "size": 32, "width": 4}, epochs=1, batch=4), {}),
+    "transfer_training": (
+        Recipe("scenes", "attributes", {"labels": {"colour": 8, "polarity": 2}, "width": 2}, epochs=1, batch=4), {}),
     "interpretgan_training": (DRAWERS, {"classifier": "one"}),
     "secret_training": (CLASSIFIER, {"word": "foxglove"}),
 }
