@@ -81,6 +81,7 @@ STEPS = {"bim", "mi_fgsm", "ni_fgsm", "tim", "dim", "sim", "si_ni_ti_dim", "tap"
 TOGETHER = {"universal", "targeted_universal", "uap", "targeted_uap"}
 # What takes a model and images and is no method on images one by one, and why.
 OTHERS = {
+    **dict.fromkeys(("transfer", "vae_terms"), "reads an autoencoder, which is no classifier; see tests of latent"),
     "answers": "of several networks; its own tests", "mc_dropout": "of a network with dropout; its own tests",
     "Influence": "fitted on a training set", "retrain": "of a training set", "tracin": "pairs of images",
     "training_set_attack": "of a training set", "counterfactual": "on rows of any shape; its own tests",
