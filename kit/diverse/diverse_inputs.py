@@ -17,20 +17,15 @@ from torch import Tensor
 
 from kit.core import Ensemble, features, laid_out, per_image, uniform
 from kit.core.loop import differentiate, leaf
+from kit.explain import answers
 
 CHANGES = ("any", "light", "occlusion", "blackout")
 
 
-def answers(model: Ensemble, x: Tensor) -> Tensor:
-    """What each network of the ensemble says (M, N). Cost: one forward pass of each."""
-    with torch.no_grad():
-        return torch.stack([member(laid_out(x)).argmax(1) for member in model.models])
-
-
 def differ(model: Ensemble, x: Tensor) -> Tensor:
     """Whether the networks of the ensemble disagree about each image (N,). Cost: one forward pass of each."""
-    said = answers(model, x)
-    return (said != said[0]).any(0)
+    said = answers(model.models, x).argmax(2)
+    return (said != said[:, :1]).any(1)
 
 
 def allowed(g: Tensor, change: str, corner: Tensor, size: int) -> Tensor:
@@ -79,7 +74,7 @@ def deepxplore(
     size = size or max(1, round((6 if change == "blackout" else 10) * side / 28))
     if size > side:
         raise ValueError(f"a rectangle of {size} pixels does not fit into {side}")
-    c = answers(model, x)[odd]
+    c = answers(model.models, x)[:, odd].argmax(1)
     place = uniform(x.new_empty(len(x), 1, 2), generator)
     for _ in range(steps):
         active = ~differ(model, x)

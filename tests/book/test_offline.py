@@ -301,6 +301,17 @@ def browse(address: str, folder: Path) -> tuple[str, list[str]]:
     return result.stdout, [r["url"] for r in requests if r["initiator"] != "not an origin"]
 
 
+def driven(page: Path, tag: str, script: str, folder: Path) -> tuple[BeautifulSoup, list[str]]:
+    """What becomes of a page with a script of the test in place of its first such tag, and what it asked for."""
+    copy = page.with_name("driven.html")
+    copy.write_text(page.read_text().replace(tag, script, 1))
+    try:
+        dom, asked = browse(copy.as_uri(), folder / "run")
+    finally:
+        copy.unlink()
+    return BeautifulSoup(dom, "html.parser"), asked
+
+
 def hosts(addresses: list[str]) -> set[str]:
     parsed = [urlparse(address) for address in addresses]
     return {p.hostname for p in parsed if p.scheme in {"http", "https", "ws", "wss"}} - {"127.0.0.1"}
@@ -386,13 +397,7 @@ addEventListener("load", () => {
 def test_a_figure_moves_from_disk_and_says_what_it_shows(site, tmp_path):
     """The sliders of the built page are driven in a browser: frame, text and label follow the table."""
     page = site / "notebooks" / "attacks" / "gradient.html"
-    driven = page.with_name("driven.html")
-    driven.write_text(page.read_text().replace("</body>", DRIVE))
-    try:
-        dom, asked = browse(driven.as_uri(), tmp_path / "run")
-    finally:
-        driven.unlink()
-    after = BeautifulSoup(dom, "html.parser")
+    after, asked = driven(page, "</body>", DRIVE, tmp_path)
     figure = after.find(id="moving-push")
     rows = [[cell.get_text() for cell in row("td")] for row in figure.select("tbody tr")]
     heads = [head.get_text() for head in figure.select("thead th")][2:]
@@ -434,13 +439,7 @@ addEventListener("load", () => {
 @needs_browser
 def test_a_question_answers_back_in_a_browser(site, tmp_path):
     page = site / "book" / "parts" / "attacking.html"
-    driven = page.with_name("driven.html")
-    driven.write_text(page.read_text().replace("</body>", ANSWER))
-    try:
-        dom, asked = browse(driven.as_uri(), tmp_path / "run")
-    finally:
-        driven.unlink()
-    after = BeautifulSoup(dom, "html.parser")
+    after, asked = driven(page, "</body>", ANSWER, tmp_path)
     first = after.select_one("fieldset.kit-quiz")
     wrong, right = (first.select_one(f"input[data-right={word}]")["data-says"] for word in ("false", "true"))
     assert after.find(id="wrong").get_text() == f"Not quite. {wrong} | true"
@@ -473,13 +472,7 @@ def test_the_home_page_lists_every_chapter(site, parsed, names):
 @needs_browser
 def test_progress_is_shown_and_can_be_cleared(site, tmp_path, names):
     page = site / "book" / "index.html"
-    driven = page.with_name("driven.html")
-    driven.write_text(page.read_text().replace("</head>", READ, 1))
-    try:
-        dom, _ = browse(driven.as_uri(), tmp_path / "run")
-    finally:
-        driven.unlink()
-    after = BeautifulSoup(dom, "html.parser")
+    after, _ = driven(page, "</head>", READ, tmp_path)
     said = f"{{}} of {len(names.chapters)} chapters read, as this browser remembers. {{}}"
     assert after.find(id="some").get_text() == said.format(1, "../notebooks/attacks/gradient.html")
     assert after.find(id="none").get_text() == said.format(0, "")

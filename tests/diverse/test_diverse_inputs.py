@@ -5,9 +5,9 @@ from torch import nn
 
 import kit.data
 import kit.models
-from kit.core import Ensemble, generator
+from kit.core import Ensemble, fooled, generator, logits
 from kit.diverse import deepxplore, differ
-from kit.diverse.diverse_inputs import allowed, answers
+from kit.diverse.diverse_inputs import allowed
 
 
 def linear(seed, bias=None):
@@ -52,6 +52,12 @@ def test_identical_networks_never_differ():
     assert torch.equal(deepxplore(same, x, change="any", steps=10), x)  # and for λ = 1 nothing moves
 
 
+def test_whether_networks_differ_is_asked_in_evaluation_mode():
+    noisy = nn.Sequential(nn.Dropout(0.9), linear(1)).train()
+    assert not differ(Ensemble([noisy, linear(1)]), images(200)).any()
+    assert noisy[0].training
+
+
 def test_networks_come_to_differ_within_the_box():
     """The difference is there, the odd one has left the class, and a flipped sign would leave it agreeing."""
     nets = [kit.models.load(f"digits/{n}").requires_grad_(False) for n in ("cnn7", "mlp")]
@@ -62,7 +68,7 @@ def test_networks_come_to_differ_within_the_box():
     assert float(found.max()) <= 1
     moved = differ(pair, found) & before
     assert moved.sum() >= 6
-    assert (answers(pair, found)[1] != answers(pair, d.x)[1])[moved].sum() >= 5
+    assert fooled(nets[1], found, logits(nets[1], d.x).argmax(1))[moved].sum() >= 5
     again = deepxplore(pair, found, change="any", odd=1, lam=2.0, steps=5)
     assert torch.equal(again[moved], found[moved])  # what differs is left as it is
 
