@@ -79,7 +79,7 @@ def mc_dropout(
     return torch.cat(found)
 
 
-def answers(models: Sequence[nn.Module], x: Tensor) -> Tensor:
+def answers(models: Sequence[nn.Module] | nn.ModuleList, x: Tensor) -> Tensor:
     """The answers (N, T, …) of T networks to images (N, C, H, W), in evaluation mode. Cost: T forward passes.
 
     Raises ValueError for no networks, or for networks that answer in different shapes.
