@@ -37,8 +37,9 @@ def adv2_mask(
     of these the image keeps the one of least ℓ_int, as `adv2` does. With `views`, as there, the lead is the least of
     those of x' and its views. `explain` is `kit.explain.mask`, with settings by `functools.partial`; the default step
     is eps/8, and the authors' is normalised in l2. Memory grows with `unroll` (theirs is 1) and with no other of these
-    numbers. Cost, in forward and backward passes: `solve` and steps · (inner + 3), `solve` at each look, and a forward
-    pass for each halving. Source: the paper, section 3.4 and algorithm 1; the authors' code.
+    numbers. The maps of `adv2` with `partial(mask, unroll=10)` come nearer: there each step solves the mask anew, and
+    derives through the end of that. Cost, in forward and backward passes: `solve` and steps · (inner + 3), `solve` at
+    each look, and a forward pass for each halving. Source: the paper, section 3.4 and algorithm 1; the authors' code.
     """
     if warm < 0 or every < 1 or not 1 <= unroll <= inner or not 0 <= sure < 1:
         raise ValueError("warm must be 0 or more, every 1 or more, unroll from 1 to inner, and sure lie in [0, 1), not "
