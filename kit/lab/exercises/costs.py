@@ -3,7 +3,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from scipy.stats import norm
+from scipy.special import ndtr
 from torch import Tensor
 
 from kit.defend.costs import Weak
@@ -52,7 +52,7 @@ def tau_cases(g: torch.Generator) -> Iterator[Case]:
 
 
 def folded(tau: float) -> float:
-    return tau * (2 / math.pi) ** 0.5 * math.exp(-0.5 / tau**2) + 1 - 2 * float(norm.cdf(-1 / tau))
+    return tau * (2 / math.pi) ** 0.5 * math.exp(-0.5 / tau**2) + 1 - 2 * float(ndtr(-1 / tau))
 
 
 exercise(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from scipy.stats import norm
+from scipy.special import log_ndtr, ndtr
 from torch import Tensor
 
 from kit.defend.smoothing.binomial import clopper_pearson
@@ -167,7 +167,7 @@ def vote_radii(g: torch.Generator) -> Iterator[Case]:
 
 
 def all_agree(r: float, alpha: float) -> float:
-    return math.log(alpha) / math.log(norm.cdf(r))
+    return math.log(alpha) / math.log(ndtr(r))
 
 
 exercise(
@@ -181,7 +181,7 @@ exercise(
          ["a two-sided bound spends half of α elsewhere.", "α, not α/2."]),
         ("upside down", lambda r, alpha: 1 / all_agree(r, alpha), ["less than one vote.", "n = ln α / ln Φ(r)."]),
         ("one over alpha", lambda r, alpha: 1 / alpha, ["where is the radius?", "α^(1/n) ≥ Φ(r): take logarithms."]),
-        ("the other tail", lambda r, alpha: all_agree(r, alpha) * (norm.logcdf(r) / norm.logcdf(-r)),
+        ("the other tail", lambda r, alpha: all_agree(r, alpha) * (log_ndtr(r) / log_ndtr(-r)),
          ["that many votes prove next to nothing.", "Φ(r), above one half; not Φ(−r)."]),
     ],
 )
