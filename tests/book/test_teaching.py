@@ -62,3 +62,12 @@ def test_a_section_holds_ninety_minutes_a_derivation_a_cell_and_three_questions(
     questions = re.findall(r"^(\d)\. (.+?\?) \*(.+?)\*$", said["Ask."].replace("\n   ", " "), re.M)
     assert [number for number, _, _ in questions] == ["1", "2", "3"]
     assert len(said["Where they go wrong."].split()) > 15
+
+
+def test_the_syllabus_has_twelve_weeks_and_every_chapter_in_one_of_them():
+    text = (ROOT / "book" / "instructors" / "syllabus.md").read_text()
+    weeks = re.findall(r"^\| (\d+) \| .+? \| (.+) \|$", text, re.M)
+    assert [int(week) for week, _ in weeks] == list(range(1, 13))
+    listed = list(chain.from_iterable(re.findall(r"\{doc\}`/(notebooks/[^`]+)`", row) for _, row in weeks))
+    assert set(listed) == set(Book(ROOT).chapters)
+    assert {chapter for chapter in listed if listed.count(chapter) > 1} == {"notebooks/attacks/gradient"}  # two weeks
