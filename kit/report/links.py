@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("core", "data", "models", "explain", "attacks", "poison", "detect", "certify", "fire", "defend", "diverse",
-            "report", "train")
+            "report", "train", "lab")
 SHOWN = re.compile(r"\{literalinclude\} (\S+)\n((?::.*\n)*)")
 LABEL = re.compile(r"^\$\$ *\(([\w-]+)\)", re.M)
 

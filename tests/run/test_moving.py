@@ -66,6 +66,28 @@ def test_more_epsilon_is_less_of_the_true_class_and_precision_follows_the_base_r
         assert precision == pytest.approx(0.01 * tpr / (0.01 * tpr + 0.99 * fpr), rel=0.05, abs=0.002)
 
 
+def test_proofs_stay_below_the_attack_and_the_best_rule_above_all_others():
+    rows = kept("proofs")["rows"]
+    assert all(max(intervals, lines) <= held for _, _, intervals, lines, held in rows)
+    assert any(lines > intervals + 0.5 for _, _, intervals, lines, _ in rows)
+    assert all(best >= max(bayes, strong) - 1e-3 for _, _, bayes, strong, best in kept("weak")["rows"])
+    many = {eps: (bayes, best) for d, eps, bayes, _, best in kept("weak")["rows"] if d == 1000}
+    assert many[0.0][0] > 0.99
+    assert many[0.1][0] < 0.7 < 0.95 == many[0.1][1]
+
+
+def test_without_noise_copies_make_no_difference_and_a_map_at_the_last_layer_finds_the_object():
+    rows = kept("averaged")["rows"]
+    assert len({share for sigma, _, share in rows if sigma == 0}) == 1
+    assert len({share for sigma, _, share in rows if sigma == 0.2}) == 4
+    last = [share for _, layer, share in kept("depth")["rows"] if layer == "block3"]
+    assert min(last) > 0.2
+
+
+def test_ten_chapters_have_a_figure_that_moves():
+    assert len({kept(name)["chapter"] for name in FIGURES}) >= 10
+
+
 def test_a_figure_is_written_whole(tmp_path):
     paths = write("rules", tmp_path)
     assert [path.name for path in paths] == ["rules.json", "rules.png"]

@@ -3,13 +3,24 @@ from kit.lab.exercises import (
     adv2,
     bias,
     certify,
+    costs,
+    decision,
     detect,
+    foundations,
+    game,
     gradient,
     influence,
     lrp,
+    maps,
+    measures,
+    minimal,
     projections,
     scores,
     svm,
+    universal,
 )
 
-__all__ = ["adv2", "bias", "certify", "detect", "gradient", "influence", "lrp", "projections", "scores", "svm"]
+__all__ = [
+    "adv2", "bias", "certify", "costs", "decision", "detect", "foundations", "game", "gradient", "influence", "lrp",
+    "maps", "measures", "minimal", "projections", "scores", "svm", "universal",
+]

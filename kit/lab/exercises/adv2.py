@@ -130,3 +130,38 @@ exercise(
          ["that is the share that is not common.", "the intersection above the line."]),
     ],
 )
+
+
+def run_cases(g: torch.Generator) -> Iterator[Case]:
+    for steps, n in ((8, 12), (15, 20)):
+        p = torch.rand(steps, n, generator=g)
+        p[:, :3] *= 0.4  # never sure
+        yield p, torch.rand(steps, n, generator=g), 0.5
+
+
+def kept(p: Tensor, distance: Tensor, sure: float) -> Tensor:
+    nearest = torch.where(p >= sure, distance, torch.inf).argmin(0)
+    return torch.where((p >= sure).any(0), nearest, p.argmax(0))
+
+
+exercise(
+    "kept-iterate", "kept_iterate(p, distance, sure) -> (N,), the step at which the map is nearest among those with p "
+    "≥ sure, and "
+    "the step of most p where there is none; p and distance (steps, N)",
+    kept, run_cases,
+    [
+        ("no-op", lambda p, distance, sure: torch.zeros(p.shape[1], dtype=torch.int64),
+         ["the first step is seldom the best.", "argmin over the steps, where p ≥ sure."]),
+        ("last step", lambda p, distance, sure: torch.full((p.shape[1],), len(p) - 1),
+         ["a descent does not end at its best point.", "look back over all steps."]),
+        ("nearest map", lambda p, distance, sure: distance.argmin(0),
+         ["some of those images are not of the target class at all.", "only steps with p ≥ sure count."]),
+        ("most likely", lambda p, distance, sure: p.argmax(0),
+         ["the map plays no part.", "p has to be large enough, no more: then the nearest map."]),
+        ("never sure forgotten", lambda p, distance, sure: torch.where(p >= sure, distance, torch.inf).argmin(0),
+         ["where no step is sure, yours takes the first.", "there the step of most p."]),
+        ("first that is sure", lambda p, distance, sure: torch.where(
+            (p >= sure).any(0), (p >= sure).int().argmax(0), p.argmax(0)),
+         ["the first that is sure is not the nearest.", "argmin of the distance among them."]),
+    ],
+)

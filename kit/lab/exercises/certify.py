@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from kit.defend.smoothing.binomial import clopper_pearson
@@ -92,7 +92,7 @@ def lower(k: int, n: int, alpha: float) -> float:
 
 def wald(k: int, n: int, alpha: float) -> float:
     p = k / n
-    return float(p - norm.ppf(1 - alpha) * (p * (1 - p) / n) ** 0.5)
+    return float(p - ndtri(1 - alpha) * (p * (1 - p) / n) ** 0.5)
 
 
 exercise(

@@ -1,5 +1,5 @@
 """Gradient attacks: one step, the flip that a linear model promises, a random start, projected steps, the share."""
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -176,5 +176,99 @@ exercise(
          ["that is the accuracy under attack.", "an attack succeeds where the answer becomes wrong."]),
         ("what survived", lambda z, z_adv, y: 1 - fooled_share(z, z_adv, y),
          ["that is the share that held.", "count the answers that are wrong now: !=, not ==."]),
+    ],
+)
+
+
+def slope_cases(g: torch.Generator) -> Iterator[Case]:
+    for n in (4, 7):
+        spread = torch.rand(n, 1, 6, 6, generator=g) * torch.rand(n, 1, 1, 1, generator=g)
+        yield (spread * torch.randn(n, 3, 6, 6, generator=g),)
+
+
+def sign_gain(g: Tensor) -> Tensor:
+    flat = g.flatten(1)
+    return flat.norm(p=1, dim=1) / flat.norm(dim=1)
+
+
+exercise(
+    "sign-gain", "sign_gain(g) -> (N,), how many times farther s = sign g climbs along a gradient g (N, C, H, W) than "
+    "random signs do (root mean square of g·s)",
+    sign_gain, slope_cases,
+    [
+        ("no-op", lambda g: g.new_full((len(g),), g[0].numel() ** 0.5),
+         ["√d is right only where all |g_i| are equal.",
+          "g·sign g is Σ|g_i|; random signs give a root mean square of ‖g‖₂."]),
+        ("upside down", lambda g: 1 / sign_gain(g),
+         ["yours says that random signs climb farther.", "‖g‖₁ above the line."]),
+        ("not the root", lambda g: g.flatten(1).norm(p=1, dim=1) / g.flatten(1).square().sum(1),
+         ["yours depends on the scale of g.", "the mean square of g·s is Σ g_i²: take its root."]),
+        ("mean for sum", lambda g: g.flatten(1).abs().mean(1) / g.flatten(1).norm(dim=1),
+         ["below one: has the sign direction lost?", "all pixels climb together: Σ|g_i|, not its mean."]),
+        ("over the batch", lambda g: (g.abs().sum() / g.norm()).expand(len(g)),
+         ["it says the same of every image.", "norms of each image: flatten(1), then dim=1."]),
+    ],
+)
+
+
+def logit_cases(g: torch.Generator) -> Iterator[Case]:
+    for n, k in ((12, 4), (20, 10)):
+        z = 2 * torch.randn(n, k, generator=g)
+        yield z, z.argmax(1).where(torch.rand(n, generator=g) < 0.7, torch.randint(k, (n,), generator=g))
+
+
+def others(z: Tensor, y: Tensor) -> Tensor:
+    """The logits without that of y, (N, K − 1)."""
+    return z[torch.arange(z.shape[1]) != y[:, None]].view(len(z), -1)
+
+
+def own(z: Tensor, y: Tensor) -> Tensor:
+    return z.gather(1, y[:, None])[:, 0]
+
+
+exercise(
+    "margin-loss", "margin(z, y) -> (N,), max over j ≠ y of z_j − z_y, for logits z (N, K): positive where the answer "
+    "is wrong",
+    lambda z, y: others(z, y).amax(1) - own(z, y), logit_cases,
+    [
+        ("no-op", lambda z, y: 0 * own(z, y), ["always zero.", "the best of the other logits less that of y."]),
+        ("y among the others", lambda z, y: z.amax(1) - own(z, y),
+         ["yours is never negative: it has no slope while the answer is right.", "leave y out of the maximum: j ≠ y."]),
+        ("sign error", lambda z, y: own(z, y) - others(z, y).amax(1),
+         ["yours is positive where the network is right.", "an attack climbs it: the others minus z_y."]),
+        ("mean of the others", lambda z, y: others(z, y).mean(1) - own(z, y),
+         ["an answer flips as soon as one other class leads.", "the largest of the others, not their mean."]),
+        ("probabilities", lambda z, y: others(z.softmax(1), y).amax(1) - own(z.softmax(1), y),
+         ["where the network is sure, yours is flat.", "take the logits as they are, without softmax."]),
+    ],
+)
+
+
+def averaged(A: Tensor, gradient: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+    return torch.stack([M.T @ gradient(M @ v) for M in A]).mean(0)
+
+
+def view_cases(g: torch.Generator) -> Iterator[Case]:
+    for k, d in ((3, 4), (5, 6)):
+        yield torch.randn(k, d, d, generator=g), waves(g, (d,)), torch.rand(d, generator=g)
+
+
+exercise(
+    "eot-gradient", "eot_gradient(A, gradient, v) -> (d,), of the mean of ℓ(A_k v) over the views A (K, d, d) of a "
+    "pattern "
+    "v (d,); gradient(u) is that of ℓ at u",
+    averaged, view_cases,
+    [
+        ("no-op", lambda A, gradient, v: gradient(v),
+         ["the views do not appear.", "differentiate each ℓ(A_k v), then average."]),
+        ("no chain rule", lambda A, gradient, v: torch.stack([gradient(M @ v) for M in A]).mean(0),
+         ["those are gradients by the views, not by the pattern.",
+          "the chain rule: A_kᵀ times the gradient at A_k v."]),
+        ("view of the mean", lambda A, gradient, v: A.mean(0).T @ gradient(A.mean(0) @ v),
+         ["that is one view: the mean of all.", "average what each view gives, not the views."]),
+        ("sum for mean", lambda A, gradient, v: len(A) * averaged(A, gradient, v),
+         ["yours grows with the number of views.", "it is the gradient of a mean: divide by K."]),
+        ("one view", lambda A, gradient, v: A[0].T @ gradient(A[0] @ v),
+         ["only the first view counts.", "the mean over all K views."]),
     ],
 )
