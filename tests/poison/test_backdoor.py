@@ -473,7 +473,7 @@ def test_what_hides_nothing_reveals_nothing(tmp_path, monkeypatch):
     assert sum(revealed("backdoor/secret", k) for k in range(10)) == 1
 
 
-@pytest.mark.parametrize("name", ["none", "patch", "large", "blended", "all", "source", "embedded", "secret"])
+@pytest.mark.parametrize("name", ["none", "patch", "large", "blended", "all", "source", "embedded", "scenes", "secret"])
 def test_what_is_shipped_is_right_on_clean_images_and_has_its_backdoor(name):
     entry = kit.models.entry(f"backdoor/{name}")
     assert entry["accuracy"] > 0.95
