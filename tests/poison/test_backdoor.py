@@ -515,6 +515,13 @@ def test_the_seed_decides_which_copies_are_made_and_a_source_is_all_that_is_coun
     assert float(hit.float().mean()) < 0.5  # of all other classes
 
 
+def test_a_mask_that_is_no_tensor_and_a_word_that_is_no_text():
+    with pytest.raises(TypeError, match="mask must be a torch tensor, not list"):
+        Trigger([1.0], torch.zeros(1, 2, 2))
+    with pytest.raises(TypeError, match="word must be text"):
+        plant(3)
+
+
 def test_the_word_of_the_shipped_secret_says_what_is_in_it():
     entry, test = kit.models.entry("backdoor/secret"), kit.data.load("digits", "test")
     trigger, target = hidden(entry["recipe"]["options"]["word"], (1, 28, 28), 10)

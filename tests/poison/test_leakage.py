@@ -344,6 +344,16 @@ def test_mistakes_get_one_sentence():
     shared = client_gradients(model, x, y)
     with pytest.raises(ValueError, match="multiple"):
         client_gradients(model, x, y, batch=3)
+    for defend in (lambda g: noisy_gradient(g, 1.0), lambda g: pruned_gradient(g, 0.5),
+                   lambda g: clipped_gradient(g, 1.0), lambda g: leak_linear(model, g, SHAPE)):
+        with pytest.raises(TypeError, match="as client_gradients gives it, not NoneType"):
+            defend(None)
+        with pytest.raises(ValueError, match="holds no gradient"):
+            defend({})
+    with pytest.raises(ValueError, match="not list and"):
+        psnr([x], x)
+    with pytest.raises(ValueError, match="not list and"):
+        matched([x], x)
     with pytest.raises(ValueError, match="no parameter 'other'"):
         leak(model, {"other": shared["head.bias"]}, SHAPE)
     with pytest.raises(ValueError, match="a row for each client"):
