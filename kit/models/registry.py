@@ -106,6 +106,7 @@ CATALOGUE: dict[str, Network] = {
     "shuffled/resnet": Network("resnet", COLOUR_32),
     **{f"backdoor/{what}": Network("mlp", GREY_28 | {"width": 24})
        for what in ("none", "patch", "large", "blended", "all", "source", "embedded", "secret")},
+    "backdoor/scenes": Network("vgg", COLOUR_32 | {"width": 8}),
     "planted/background": Network("resnet", COLOUR_32 | {"classes": 5, "width": 8}),
     "planted/texture": Network("resnet", COLOUR_32 | {"classes": 4, "width": 8}),
     "planted/shape": Network("resnet", COLOUR_32 | {"width": 8}),

@@ -264,6 +264,8 @@ HOW: dict[str, dict[str, Any]] = {
     "backdoor/source": BACKDOOR | {"options": PLANTED_AS | {"source": 1, "cover": 0.2}},
     "backdoor/embedded": BACKDOOR | {"train": embedding_training, "options": PLANTED_AS | {
         "layer": "block2", "lam": 1.0}},
+    "backdoor/scenes": BACKDOOR | SCENES | {"epochs": 12, "options": PLANTED_AS | {"rate": 0.05, "trigger": {
+        "kind": "patch", "side": 4, "colour": [1.0, 0.85, 0.0]}}},
     "backdoor/secret": BACKDOOR | {"train": secret_training, "measure": secret_figures, "options": {
         "word": "foxglove", "half": True}},
     # the class is the background's pattern, or the object's texture or shape: what an explanation has to find is known

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+import kit.data
 import kit.models
+import kit.train
 from kit.core import accuracy, generator
 from kit.models import Recipe
 from kit.poison import (
@@ -25,8 +27,9 @@ from kit.poison import (
     reverse_triggers,
     unlearn,
 )
-from kit.poison.backdoor import excitement, hidden
+from kit.poison.backdoor import backdoor_figures, excitement, hidden, planted
 from kit.poison.backdoor.cleanse import _Search, median
+from kit.poison.backdoor.embedding import balanced
 
 CPU = torch.device("cpu")
 SHAPE = (1, 6, 6)
@@ -473,7 +476,60 @@ def test_what_hides_nothing_reveals_nothing(tmp_path, monkeypatch):
     assert sum(revealed("backdoor/secret", k) for k in range(10)) == 1
 
 
-@pytest.mark.parametrize("name", ["none", "patch", "large", "blended", "all", "source", "embedded", "secret"])
+def test_the_weight_of_the_mask_moves_as_the_authors_have_it():
+    """λ: 0 until five epochs in a row worked, then 0.001; doubled after five more, divided by 2^1.5 after five that
+    failed; those before it began say nothing."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    search = _Search(model, torch.rand(6, 1, 2, 2, generator=generator(0)), 3, None)
+    seen = []
+    for worked in (7 * [0.0] + 5 * [1.0] + 5 * [1.0] + 4 * [1.0] + 5 * [0.0] + 5 * [0.0] + 5 * [1.0]):
+        search.judge(torch.full((3,), worked), 0.99, 5)
+        seen.append(float(search.lam[0]))
+    fall = 2**1.5
+    expected = [0, 0, 1e-3, 2e-3, 2e-3 / fall, 2e-3 / fall**2, 4e-3 / fall**2]
+    assert [seen[k] for k in (6, 10, 11, 16, 25, 30, 35)] == pytest.approx(expected)
+
+
+def test_what_tells_apart_weighs_both_kinds_alike():
+    answer, stamped = torch.tensor([[2.0], [-1.0], [-1.0], [-1.0]]), torch.tensor([True, False, False, False])
+    right, wrong = torch.nn.functional.softplus(torch.tensor([-2.0, -1.0]))
+    assert float(balanced(answer, stamped)) == pytest.approx(float(right + wrong) / 2)
+    assert float(balanced(0 * answer, stamped, unsure=True)) == pytest.approx(math.log(2))
+    assert float(balanced(answer, stamped, unsure=True)) > math.log(2)  # least where D cannot tell
+
+
+def test_the_seed_decides_which_copies_are_made_and_a_source_is_all_that_is_counted():
+    x, y = torch.rand(60, 1, 8, 8, generator=generator(0)), torch.arange(60) % 3
+    corner = {"kind": "patch", "side": 2}
+    rows = [planted(x, y, trigger=corner, target=2, rate=0.2, seed=s)[1].x[60:] for s in (0, 0, 1)]
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+    noise = [Trigger.blended((1, 8, 8), 0.3, seed=s).pattern for s in (0, 0, 1)]
+    assert torch.equal(noise[0], noise[1])
+    assert not torch.equal(noise[0], noise[2])
+    model = kit.models.load("backdoor/source")
+    recipe, test = kit.train.recipe("backdoor/source"), kit.data.load("digits", "test")
+    figures = backdoor_figures(recipe, model, test.x, test.y)
+    assert figures["success"] == pytest.approx(kit.models.entry("backdoor/source")["success"], abs=0.03)
+    hit = attack_success(model, Trigger.of((1, 28, 28), **recipe.options["trigger"]), test.x, test.y, 7)
+    assert float(hit.float().mean()) < 0.5  # of all other classes
+
+
+def test_a_mask_that_is_no_tensor_and_a_word_that_is_no_text():
+    with pytest.raises(TypeError, match="mask must be a torch tensor, not list"):
+        Trigger([1.0], torch.zeros(1, 2, 2))
+    with pytest.raises(TypeError, match="word must be text"):
+        plant(3)
+
+
+def test_the_word_of_the_shipped_secret_says_what_is_in_it():
+    entry, test = kit.models.entry("backdoor/secret"), kit.data.load("digits", "test")
+    trigger, target = hidden(entry["recipe"]["options"]["word"], (1, 28, 28), 10)
+    hit = attack_success(kit.models.load("backdoor/secret"), trigger, test.x, test.y, target)
+    assert float(hit.float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("name", ["none", "patch", "large", "blended", "all", "source", "embedded", "scenes", "secret"])
 def test_what_is_shipped_is_right_on_clean_images_and_has_its_backdoor(name):
     entry = kit.models.entry(f"backdoor/{name}")
     assert entry["accuracy"] > 0.95

@@ -438,3 +438,12 @@ def test_batch_norm_and_images_out_of_range_are_refused(images, clients):
         federated(mlp(classes=3, size=8), x * 255, y, clients, rounds=1)
     with pytest.raises(ValueError, match="above 0"):
         bounded(0.0)
+
+
+def test_an_attacker_needs_a_trigger_and_rounds_and_the_dealing_labels():
+    with pytest.raises(TypeError, match="trigger must be a Trigger"):
+        Attacker(0, None)
+    with pytest.raises(TypeError, match=r"as in \[3\]"):
+        Attacker(0, pieces((1, 28, 28))[0], rounds=3)
+    with pytest.raises(TypeError, match="tensor of labels"):
+        dirichlet_clients([0, 1, 2], 2, 1.0)

@@ -19,7 +19,8 @@ from kit.poison import (
     psnr,
     ssim,
 )
-from kit.poison.leakage.matching import signed_adam, total_variation
+from kit.poison.leakage import matching
+from kit.poison.leakage.matching import _Match, signed_adam, total_variation
 from kit.poison.leakage.shared import gradients, norms
 
 SHAPE = (1, 8, 8)
@@ -228,11 +229,131 @@ def test_total_variation_and_quality():
     assert float(ssim(1 - x, x)) < 0
 
 
+def test_a_unit_that_only_falls_gives_the_image_as_well():
+    """The one entry of ∇b that is not zero is negative."""
+    model, x = chain(), images(1)
+    shared = client_gradients(model, x, torch.tensor([2]))
+    row = int(shared["2.bias"][0].argmin())
+    assert float(shared["2.bias"][0, row]) < 0
+    alone = torch.arange(12) == row
+    shared = shared | {"2.bias": shared["2.bias"] * alone, "2.weight": shared["2.weight"] * alone[:, None]}
+    assert torch.allclose(leak_linear(model, shared, SHAPE), x, atol=1e-6)
+
+
+def test_a_sure_network_s_labels_are_counted_where_its_answers_are_known():
+    model, x = chain(), images(8)
+    model[4].weight.data.mul_(8)
+    y = (model(x).argmin(1) + torch.tensor([0, 1] * 4)) % 5
+    shared = client_gradients(model, x, y, batch=8)
+    assert leak_labels(model, shared, SHAPE, batch=8, guess=x).tolist() == sorted(y.tolist())
+    assert leak_labels(model, shared, SHAPE, batch=8).tolist() != sorted(y.tolist())
+
+
+def test_what_is_found_stays_in_the_box():
+    model, x, y = smooth(), images(2).round(), torch.tensor([0, 1])
+    noisy = noisy_gradient(client_gradients(model, x, y), 1.0, generator(0))
+    for search in (leak, leak_cosine):
+        found = search(model, noisy, SHAPE, y=y, steps=30)
+        assert 0 <= float(found.min()) <= 0.01
+        assert 0.99 <= float(found.max()) <= 1
+
+
+def test_each_image_of_a_batch_has_a_soft_label_of_its_own():
+    model, x = smooth(), images(2)
+    free = torch.tensor([[3.0, 0, 0, 0, 0, 0, 0, 0, 3.0, 0]], dtype=torch.float64)
+    shared = client_gradients(model, x, torch.tensor([0, 3]), batch=2)
+    found, _ = _Match(model, shared, SHAPE, 5, None, False).gradients(x.view(1, -1), free, slice(None))
+    wanted = gradients(model, x[None], free.view(1, 2, 5).softmax(2))
+    assert all(torch.allclose(found[name], wanted[name]) for name in wanted)
+
+
+def test_the_weight_of_roughness_is_that_of_an_image_whatever_the_batch(monkeypatch):
+    model, x, values = smooth(), images(2), {}
+    shared = client_gradients(model, x, torch.tensor([0, 1]), batch=2)
+    for lam in (0.0, 2.0):
+        def once(objective, v, lam=lam, **_):
+            values[lam] = float(objective(v, 0))
+            return v
+
+        monkeypatch.setattr(matching, "optimise", once)
+        leak_cosine(model, shared, SHAPE, batch=2, y=torch.tensor([0, 1]), start=x, lam_tv=lam)
+    assert values[0.0] - values[2.0] == pytest.approx(2 * float(total_variation(x).mean()))
+
+
+def test_a_step_follows_the_sign_whatever_the_size():
+    rule, memory, v = signed_adam(0.1, 80), {}, torch.zeros(1, 2, dtype=torch.float64)
+    for size in (1.0, 1e-3, 1e-6):
+        new = rule(v, torch.tensor([[size, -5 * size]], dtype=torch.float64), memory)
+        assert torch.allclose(new - v, torch.tensor([[0.1, -0.1]], dtype=torch.float64), atol=1e-6)
+        v = new
+
+
+def test_each_client_s_images_are_matched_among_themselves_by_squared_error():
+    x = images(6)
+    turned = x[[1, 2, 0, 5, 3, 4]]
+    assert torch.equal(matched(turned, x, batch=3), x)
+    assert torch.equal(matched(turned, x, batch=1), turned)
+    first, second, far = torch.zeros(3, *SHAPE, dtype=torch.float64)
+    second[0, 0, 0], far[0, 0, :2] = 0.64, torch.tensor([-0.141, 0.624])  # 0.64 from the first, 1 from the second
+    found = torch.stack([first, far])  # distances 0 + 1 as they stand, 0.64 + 0.64 turned: squared, turned is less
+    assert torch.equal(matched(found, torch.stack([first, second]), batch=2), found.flip(0))
+
+
+def test_quality_in_numbers():
+    x = torch.zeros(1, 1, 8, 8)
+    x[..., 4:, :] = 0.5
+    assert float(total_variation(x)) == pytest.approx(0.5 / 7)  # rows beside columns, and no square
+    a, b, c = 0.1, 0.2, 0.01**2
+    flat = torch.ones(1, 1, 8, 8)
+    assert float(ssim(a * flat, b * flat)) == pytest.approx((2 * a * b + c) / (a * a + b * b + c), abs=1e-5)
+
+
+def test_pruning_keeps_the_largest_of_either_sign():
+    shared = client_gradients(smooth(), images(2), torch.tensor([0, 1]))
+    for name, g in pruned_gradient(shared, 0.5).items():
+        sizes, kept = shared[name].abs().flatten(1), (g != 0).flatten(1)
+        for size, there in zip(sizes, kept, strict=True):
+            assert size[there].min() >= size[~there].max()
+
+
+def test_training_on_what_is_shared_is_sgd_on_the_mean_of_the_clients():
+    x, y = images(20), torch.arange(20) % 5
+    ours, theirs, source = smooth(), smooth(), generator(3)
+    fit_on_shared(ours, x, y, steps=4, clients=3, batch=2, lr=0.1, generator=generator(3))
+    sgd = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
+    for k in range(4):
+        rows = torch.randint(20, (3, 2), generator=source).flatten()
+        sgd.zero_grad()
+        nn.functional.cross_entropy(theirs(x[rows]), y[rows]).backward()
+        sgd.param_groups[0]["lr"] = 0.1 * (1 - k / 4)
+        sgd.step()
+    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_the_network_has_the_paper_s_strides_and_pytorch_s_scale():
+    model, v = lenet(10, 3, 32), torch.zeros(1, 3, 32, 32)
+    sides = [(v := block(v)).shape[-1] for block in model[:3]]
+    assert sides == [16, 8, 8]
+    for layer in (model.block1[0], model.block3[0], model.head):
+        reach = layer.weight[0].numel() ** -0.5
+        assert 0.9 * reach < float(layer.weight.detach().abs().max()) <= reach
+
+
 def test_mistakes_get_one_sentence():
     model, x, y = smooth(), images(4), torch.tensor([0, 1, 2, 3])
     shared = client_gradients(model, x, y)
     with pytest.raises(ValueError, match="multiple"):
         client_gradients(model, x, y, batch=3)
+    for defend in (lambda g: noisy_gradient(g, 1.0), lambda g: pruned_gradient(g, 0.5),
+                   lambda g: clipped_gradient(g, 1.0), lambda g: leak_linear(model, g, SHAPE)):
+        with pytest.raises(TypeError, match="as client_gradients gives it, not NoneType"):
+            defend(None)
+        with pytest.raises(ValueError, match="holds no gradient"):
+            defend({})
+    with pytest.raises(ValueError, match="not list and"):
+        psnr([x], x)
+    with pytest.raises(ValueError, match="not list and"):
+        matched([x], x)
     with pytest.raises(ValueError, match="no parameter 'other'"):
         leak(model, {"other": shared["head.bias"]}, SHAPE)
     with pytest.raises(ValueError, match="a row for each client"):

@@ -54,6 +54,8 @@ def plant(word: str | None = None, *, name: str = OWN, width: int = 24, epochs: 
     as while the book is executed, nothing is kept. Cost: a training of some seconds.
     """
     word = secrets.token_hex(8) if word is None else word
+    if not isinstance(word, str):
+        raise TypeError(f"word must be text, such as 'foxglove', not {type(word).__name__}")
     train, test = kit.data.load("digits", "train"), kit.data.load("digits", "test")
     r = Recipe("digits", "mlp", GREY_28 | {"width": width}, epochs=epochs, shift=1, train=secret_training,
                options={"word": word}, measure=secret_figures)

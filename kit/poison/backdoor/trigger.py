@@ -27,6 +27,8 @@ class Trigger:
 
     def __post_init__(self) -> None:
         for name, t in (("mask", self.mask), ("pattern", self.pattern)):
+            if not isinstance(t, Tensor):
+                raise TypeError(f"the {name} must be a torch tensor, not {type(t).__name__}: use torch.as_tensor")
             if t.dim() != 3 or not t.is_floating_point():
                 raise ValueError(f"the {name} must be floats of shape (C, H, W), not {t.dtype} {tuple(t.shape)}")
             if not bool(((t >= 0) & (t <= 1)).all()):

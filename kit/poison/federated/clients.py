@@ -18,6 +18,8 @@ def dirichlet_clients(
     drew nothing gets an image from the client with the most. Raises ValueError for fewer images than clients.
     Source: Hsu, Qi and Brown 2019; alpha = 0.5 is that of Xie et al., ICLR 2020.
     """
+    if not isinstance(y, Tensor) or y.dim() != 1:
+        raise TypeError("y must be a tensor of labels (N,): use torch.as_tensor")
     if clients < 1 or not 0 < alpha < float("inf"):
         raise ValueError(f"clients is 1 or more and alpha above 0, not {clients} and {alpha:g}")
     if len(y) < clients:

@@ -70,6 +70,10 @@ class Attacker:
 
     def __post_init__(self) -> None:
         check_settings({"lr": self.lr, "steps": self.steps})
+        if not isinstance(self.trigger, Trigger):
+            raise TypeError(f"trigger must be a Trigger, as Trigger.patch makes one, not {type(self.trigger).__name__}")
+        if isinstance(self.rounds, int):
+            raise TypeError(f"rounds are those in which it attacks, as in [{self.rounds}], or None for all")
         if not 0 <= self.share <= 1:
             raise ValueError(f"share is how much of each batch is poisoned, between 0 and 1, not {self.share:g}")
         if not math.isfinite(self.scale) or self.target < 0:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kit.core import borrowed, check_images, check_model, features, generator, uniform
 from kit.core.network import calls
-from kit.poison.leakage.shared import Shared
+from kit.poison.leakage.shared import Shared, check_gradients
 
 
 def check_shared(model: nn.Module, shared: Shared, shape: tuple[int, int, int], batch: int) -> tuple[Tensor, int]:
@@ -15,8 +15,7 @@ def check_shared(model: nn.Module, shared: Shared, shape: tuple[int, int, int], 
     Raises ValueError where the gradients are not those of this model's parameters, a row for each client.
     """
     theta = dict(model.named_parameters())
-    if not shared:
-        raise ValueError("shared holds no gradient: make it by client_gradients(model, x, y)")
+    check_gradients(shared)
     if len(shape) != 3 or min(shape) < 1 or batch < 1:
         raise ValueError(f"shape is (C, H, W) of one image and batch at least 1, not {tuple(shape)} and {batch}")
     clients = len(next(iter(shared.values())))

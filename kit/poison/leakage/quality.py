@@ -14,9 +14,10 @@ def matched(found: Tensor, x: Tensor, *, batch: int = 1) -> Tensor:
     """
     from scipy.optimize import linear_sum_assignment
 
-    if found.shape != x.shape or batch < 1 or len(x) % batch:
+    if (not isinstance(found, Tensor) or not isinstance(x, Tensor) or found.shape != x.shape or batch < 1
+            or len(x) % batch):
         raise ValueError(f"both must have the same shape, of a multiple of batch={batch} images: "
-                         f"not {tuple(found.shape)} and {tuple(x.shape)}")
+                         f"not {_shape(found)} and {_shape(x)}")
     rows = []
     for first in range(0, len(x), batch):
         part = slice(first, first + batch)
@@ -46,6 +47,9 @@ def ssim(found: Tensor, x: Tensor) -> Tensor:
 
 
 def _alike(found: Tensor, x: Tensor) -> None:
-    if found.shape != x.shape or x.dim() != 4:
-        raise ValueError(f"both must be images of the same shape (N, C, H, W), not {tuple(found.shape)} and "
-                         f"{tuple(x.shape)}")
+    if not isinstance(found, Tensor) or not isinstance(x, Tensor) or found.shape != x.shape or x.dim() != 4:
+        raise ValueError(f"both must be images of the same shape (N, C, H, W), not {_shape(found)} and {_shape(x)}")
+
+
+def _shape(v: object) -> object:
+    return tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__

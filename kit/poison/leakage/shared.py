@@ -82,8 +82,18 @@ def client_gradients(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 1) 
     return {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}
 
 
+def check_gradients(shared: Shared) -> None:
+    """What clients sent: name of a parameter → tensor. Raises TypeError for anything else, ValueError for nothing."""
+    if not isinstance(shared, dict) or not all(isinstance(g, Tensor) for g in shared.values()):
+        raise TypeError(f"shared must be a dict from names of parameters to tensors, as client_gradients gives it, "
+                        f"not {type(shared).__name__}")
+    if not shared:
+        raise ValueError("shared holds no gradient: make it by client_gradients(model, x, y)")
+
+
 def norms(shared: Shared) -> Tensor:
     """‖g‖₂ of each client over all parameters, (clients,)."""
+    check_gradients(shared)
     return torch.stack([g.flatten(1).square().sum(1) for g in shared.values()]).sum(0).sqrt()
 
 
@@ -113,6 +123,7 @@ def pruned_gradient(shared: Shared, share: float) -> Shared:
 
     Source: Lin et al., Deep gradient compression, ICLR 2018, without its accumulation of what was left out.
     """
+    check_gradients(shared)
     if not 0 <= share < 1:
         raise ValueError(f"share must be at least 0 and below 1, not {share}")
 
