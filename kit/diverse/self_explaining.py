@@ -225,7 +225,7 @@ def broken_promise(
             drops.append((z[:, None] - model(v).unflatten(0, (len(x), -1)))[rows, :, target])
         p, d = torch.cat(promised, 1), torch.cat(drops, 1)
         both = (p * d).sum(1).clamp(min=0).square()
-        return 1 - both / (p.square().sum(1) * d.square().sum(1)).clamp_min(1e-30)
+        return (1 - both / (p.square().sum(1) * d.square().sum(1)).clamp_min(1e-30)).clamp(min=0)  # rounding
 
 
 @per_image

@@ -4,6 +4,7 @@ from kit.lab.exercises import (
     bias,
     certify,
     detect,
+    explained,
     gradient,
     influence,
     lrp,
@@ -12,4 +13,6 @@ from kit.lab.exercises import (
     svm,
 )
 
-__all__ = ["adv2", "bias", "certify", "detect", "gradient", "influence", "lrp", "projections", "scores", "svm"]
+__all__ = [
+    "adv2", "bias", "certify", "detect", "explained", "gradient", "influence", "lrp", "projections", "scores", "svm",
+]
