@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,15 +70,15 @@ def left_over(model: Any, x: Tensor, of: str = "logits") -> Tensor:
         raise ValueError(f"of must be {' or '.join(map(repr, KINDS))}, not {of!r}")
     v = leaf(x)
     theta, h = model.theta(v), model.concepts(v)
-    each = torch.eye(theta.shape[1], dtype=x.dtype, device=x.device)[:, None, :, None] * h[:, None]  # (K, N, K, k)
-    if not theta.requires_grad:  # θ is constant
-        rest = x.new_zeros(len(each), *x.shape)
-    else:
-        (rest,) = torch.autograd.grad(theta, v, each, create_graph=True, is_grads_batched=True)
-    if of == "logits":
-        return rest.transpose(0, 1)
-    z = torch.einsum("nck,nk->nc", theta, h)
-    return (rest - torch.autograd.grad(z, v, z.softmax(1), create_graph=True)[0]).transpose(0, 1)
+    each = torch.eye(theta.shape[1]).to(x)[:, None, :, None] * h[:, None]
+    slope = partial(torch.autograd.grad, inputs=v, create_graph=True)
+    rest = x.new_zeros(len(each), *x.shape)
+    if theta.requires_grad:  # else it is constant
+        rest, = slope(theta, grad_outputs=each, is_grads_batched=True)
+    if of == "log-probabilities":
+        z = torch.einsum("nck,nk->nc", theta, h)
+        rest = rest - slope(z, grad_outputs=z.softmax(1))[0]
+    return rest.transpose(0, 1)
 
 
 @per_image
