@@ -1,9 +1,23 @@
-"""Many networks: what they share, and in what they differ.
+"""Many networks: what they share, and in what they differ; and networks that explain themselves.
 
-    diverse_inputs    inputs on which networks that agree come to differ
-    tradeoff          accuracy against robustness: the images that all have right, the slope with its interval
+    diverse_inputs     inputs on which networks that agree come to differ
+    tradeoff           accuracy against robustness: the images that all have right, the slope with its interval
+    self_explaining    a logit that is a sum of concepts times relevances, and what that is worth as an explanation
 """
 from kit.diverse.diverse_inputs import deepxplore, differ
+from kit.diverse.self_explaining import (
+    broken_promise,
+    contributions,
+    local_lipschitz,
+    pull_apart,
+    relevances,
+    robustness,
+    self_explaining_training,
+)
 from kit.diverse.tradeoff import Line, common, log_error, slope
+from kit.models.explaining import SelfExplaining
 
-__all__ = ["Line", "common", "deepxplore", "differ", "log_error", "slope"]
+__all__ = [
+    "Line", "SelfExplaining", "broken_promise", "common", "contributions", "deepxplore", "differ", "local_lipschitz",
+    "log_error", "pull_apart", "relevances", "robustness", "self_explaining_training", "slope",
+]

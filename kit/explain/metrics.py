@@ -4,7 +4,7 @@
 
 Each measure gives one number per image (N,); its docstring says what a good one is, and what it cannot see.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -179,6 +179,19 @@ def completeness(
     return (relevance.detach().flatten(1).sum(1) - change).abs() / change.abs().clamp_min(1e-30)
 
 
+def squares(samples: int, size: Sequence[int], source: torch.Generator) -> Tensor:
+    """`samples` random squares (samples, H, W), true inside, with sides from 1 pixel to half of an image of that size.
+    """
+    h, w = size
+    draws = uniform(torch.empty(samples, 3), source)
+    side = (1 + draws[:, 0] * (min(h, w) // 2)).floor()
+    top, left = (draws[:, 1] * (h - side + 1)).floor(), (draws[:, 2] * (w - side + 1)).floor()
+    rows, columns = torch.arange(h), torch.arange(w)
+    down = (rows >= top[:, None]) & (rows < (top + side)[:, None])
+    across = (columns >= left[:, None]) & (columns < (left + side)[:, None])
+    return down[:, :, None] & across[:, None]
+
+
 @per_image
 def infidelity(
     model: nn.Module, x: Tensor, relevance: Tensor, target: Tensor | None = None, *, samples: int = 64,
@@ -194,24 +207,17 @@ def infidelity(
     """
     maps = relevance if relevance.dim() == 4 else relevance[:, None]
     _maps(maps[:, 0], x)
-    h, w = x.shape[2:]
-    draws = uniform(x.new_empty(samples, 3, device="cpu"), alike(generator))
-    side = (1 + draws[:, 0] * (min(h, w) // 2)).floor()
-    top, left = (draws[:, 1] * (h - side + 1)).floor(), (draws[:, 2] * (w - side + 1)).floor()
-    rows, columns = torch.arange(h), torch.arange(w)
-    down = (rows >= top[:, None]) & (rows < (top + side)[:, None])
-    across = (columns >= left[:, None]) & (columns < (left + side)[:, None])
-    squares = (down[:, :, None] & across[:, None]).to(x.device)
+    places = squares(samples, x.shape[2:], alike(generator)).to(x.device)
     with torch.no_grad():
         z = model(x)
         target = z.argmax(1) if target is None else target
         drops = []
-        for part in squares.split(max(1, chunk_size(x) // len(x))):
+        for part in places.split(max(1, chunk_size(x) // len(x))):
             hidden = model(laid_out(torch.where(part[None, :, None], fill, x[:, None]).flatten(0, 1)))
             kept = score(hidden, target.repeat_interleave(len(part))).view(len(x), -1)
             drops.append(score(z, target)[:, None] - kept)
         drop = torch.cat(drops, 1)
-        promised = maps.flatten(2).to(x.dtype) @ squares.flatten(1).to(x.dtype).T
+        promised = maps.flatten(2).to(x.dtype) @ places.flatten(1).to(x.dtype).T
         both = (promised * drop[:, None]).sum(2).clamp(min=0).square()
         broken = 1 - both / (promised.square().sum(2) * drop.square().sum(1, keepdim=True)).clamp_min(1e-30)
         return broken if relevance.dim() == 4 else broken[:, 0]

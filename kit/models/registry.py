@@ -22,6 +22,7 @@ from kit.core import device as pick_device
 from kit.core.files import write_whole
 from kit.core.seeding import ambient_randomness_kept
 from kit.models.decoders import DECODERS
+from kit.models.explaining import EXPLAINING
 from kit.models.families import FAMILIES
 from kit.models.generative import GENERATIVE
 from kit.models.imagenet import imagenet
@@ -42,7 +43,8 @@ class Built(Protocol):
 
 @dataclass(frozen=True)
 class Network:
-    """How a network is built: the `family` of `FAMILIES`, `PURIFIERS`, `DECODERS` or `GENERATIVE`, with `build`."""
+    """How a network is built: the `family` of `FAMILIES`, `PURIFIERS`, `DECODERS`, `GENERATIVE` or `EXPLAINING`, with
+    `build`."""
 
     family: str
     build: dict[str, Any] = field(default_factory=dict)
@@ -110,6 +112,7 @@ CATALOGUE: dict[str, Network] = {
     "planted/background": Network("resnet", COLOUR_32 | {"classes": 5, "width": 8}),
     "planted/texture": Network("resnet", COLOUR_32 | {"classes": 4, "width": 8}),
     "planted/shape": Network("resnet", COLOUR_32 | {"width": 8}),
+    **{f"senn{lam}/digits": Network("self_explaining", GREY_28) for lam in ("0", "-small", "-large")},
     "gtsrb/resnet": Network("resnet", COLOUR_32 | {"classes": 43, "width": 10}),
 }
 
@@ -143,7 +146,7 @@ def build(name: str | Built, norm: bool = False) -> nn.Module:
     With `norm=False` as it is shipped, batch norm folded away.
     """
     made = network(name) if isinstance(name, str) else name
-    return {**FAMILIES, **PURIFIERS, **DECODERS, **GENERATIVE}[made.family](norm=norm, **made.build)
+    return {**FAMILIES, **PURIFIERS, **DECODERS, **GENERATIVE, **EXPLAINING}[made.family](norm=norm, **made.build)
 
 
 def load(name: str, device: str | torch.device | None = None) -> nn.Module:

@@ -28,6 +28,7 @@ from kit.defend.adversarial_training import robust_accuracy, robust_at_eps
 from kit.defend.deflect import deflection_figures, deflection_training
 from kit.defend.purify import codec_figures, codec_training, denoiser_figures, denoiser_training
 from kit.defend.smoothing import pixeldp_figures, smoothed_figures
+from kit.diverse.self_explaining import self_explaining_figures, self_explaining_training
 from kit.explain.latent.infogan import infogan_figures, infogan_training
 from kit.explain.latent.transfer import transfer_figures, transfer_training
 from kit.explain.latent.vae import factor_vae_training, vae_figures, vae_training
@@ -142,6 +143,10 @@ MASKS: dict[str, Any] = {"epochs": 8, "batch": 32, "weight_decay": 1e-4, "train"
 # Codes learnt without a label, from every combination of four factors.
 CODES: dict[str, Any] = {"data": "factors", "epochs": 150, "batch": 96, "lr": 5e-3, "weight_decay": 0.0,
                          "train": vae_training, "measure": vae_figures}
+
+# A sum of concepts times relevances, with three prices on relevances that move; weights chosen on development images.
+EXPLAINED: dict[str, Any] = {"data": "digits", "epochs": 40, "shift": 1, "train": self_explaining_training,
+                             "measure": self_explaining_figures}
 
 # With a backdoor, on purpose: each leads to 7, but for all to all, and the one whose class a word decides on.
 SQUARE: dict[str, Any] = {"kind": "patch", "side": 3}
@@ -278,6 +283,8 @@ HOW: dict[str, dict[str, Any]] = {
     "planted/shape": {
         "data": "scenes", "images": 3750, "epochs": 10, "shift": 1, "flip": True, "train": fit_planted,
         "measure": planted_accuracy, "options": {"factor": "shape"}},
+    **{f"senn{price}/digits": EXPLAINED | {"options": {"lam": lam, "rho": 10.0, "xi": 0.01, "half": True}}
+       for price, lam in (("0", 0.0), ("-small", 0.1), ("-large", 1.0))},
     # real traffic signs, for what is stuck onto them
     "gtsrb/resnet": {"data": "gtsrb", "epochs": 30, "shift": 3},
 }

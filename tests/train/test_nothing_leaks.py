@@ -48,6 +48,8 @@ OPTIONS = {
         Recipe("scenes", "infogan", {"channels": 3, "size": 32, "width": 4}, epochs=1, batch=4), {}),
     "transfer_training": (
         Recipe("scenes", "attributes", {"labels": {"colour": 8, "polarity": 2}, "width": 2}, epochs=1, batch=4), {}),
+    "self_explaining_training": (Recipe("scenes", "self_explaining", {
+        "channels": 3, "size": 32, "concepts": 3, "width": 2, "hidden": 4}, epochs=1, batch=4), {}),
     "interpretgan_training": (DRAWERS, {"classifier": "one"}),
     "secret_training": (CLASSIFIER, {"word": "foxglove"}),
 }

@@ -53,7 +53,7 @@ def test_every_network_of_the_catalogue_has_a_recipe_made_of_functions():
 
 def test_recipes_are_those_that_the_shipped_networks_were_made_by():
     shipped = [name for name in kit.models.names() if kit.models.entry(name)]
-    assert len(shipped) == 92
+    assert len(shipped) == 95
     for name in shipped:
         assert kit.models.entry(name)["recipe"] == json.loads(json.dumps(kit.train.RECIPES[name].as_dict())), name
 

@@ -6,6 +6,7 @@ from kit.lab.exercises import (
     costs,
     decision,
     detect,
+    explained,
     foundations,
     game,
     gradient,
@@ -21,6 +22,6 @@ from kit.lab.exercises import (
 )
 
 __all__ = [
-    "adv2", "bias", "certify", "costs", "decision", "detect", "foundations", "game", "gradient", "influence", "lrp",
-    "maps", "measures", "minimal", "projections", "scores", "svm", "universal",
+    "adv2", "bias", "certify", "costs", "decision", "detect", "explained", "foundations", "game", "gradient",
+    "influence", "lrp", "maps", "measures", "minimal", "projections", "scores", "svm", "universal",
 ]
