@@ -10,6 +10,8 @@ from kit.lab.exercises import (
     projections,
     scores,
     svm,
+    versions,
 )
 
-__all__ = ["adv2", "bias", "certify", "detect", "gradient", "influence", "lrp", "projections", "scores", "svm"]
+__all__ = ["adv2", "bias", "certify", "detect", "gradient", "influence", "lrp", "projections", "scores", "svm",
+           "versions"]
