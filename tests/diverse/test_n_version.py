@@ -123,6 +123,23 @@ def test_independent_faults_have_ratio_one_and_copies_have_one_over_p():
     assert copies.ratio.low > 9
 
 
+def test_versions_that_are_drawn_alike_share_the_hard_images():
+    """With a probability θ(x) of being wrong about each image, ρ = 1 + Var θ / p², whatever the versions: Eckhardt and
+    Lee 1985. Where the hard images of one kind of version are easy for the other, it is less than 1."""
+    random, N = np.random.default_rng(4), 40_000
+    theta = random.choice([0.02, 0.6], N, p=[0.9, 0.1])
+    said = (random.random((N, 3)) < theta[:, None]).astype(int)
+    y, p = np.zeros(N, dtype=int), float(theta.mean())
+    wanted = 1 + float(theta.var()) / p**2
+    found = mutual_faults(said, y, resamples=300)
+    assert wanted > 5
+    assert found.ratio.value == pytest.approx(wanted, rel=0.05)
+    assert found.ratio.low < wanted < found.ratio.high
+    hard_elsewhere = (random.random((N, 1)) < theta[::-1][:, None]).astype(int)
+    hard_elsewhere[theta > 0.5] = 0
+    assert mutual_faults(np.hstack([said[:, :1], hard_elsewhere]), y, resamples=300).ratio.high < 1
+
+
 def test_faults_that_avoid_each_other_lie_below_one():
     wrong = torch.zeros(1000, 2, dtype=torch.int64)
     wrong[:100, 0] = 1
