@@ -128,8 +128,10 @@ def mutual_faults(
     said, wrong, chosen = _checked(said, y, pairs)
     i, j = (np.array(column) for column in zip(*chosen, strict=True))
     both, same = (np.asarray(found(said, wrong, i, j)) for found in (_both, _same))
-    rows, counts = np.unique(np.column_stack([wrong, both, same]), axis=0, return_counts=True)
     N, n = wrong.shape
+    some = wrong.any(1)
+    rows, counts = np.unique(np.column_stack([wrong, both, same])[some], axis=0, return_counts=True)
+    rows, counts = np.vstack([rows, 0 * rows[:1].sum(0)]), np.append(counts, N - some.sum())  # and those all have right
     draws = np.random.default_rng(seed).multinomial(N, counts / N, resamples)
     rates = np.vstack([counts, draws]) @ rows / N  # the sample itself, then the resamples
     q = rates[:, :n]
