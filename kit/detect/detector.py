@@ -37,6 +37,10 @@ class Detector(Fitted):
         """s(x) for one chunk of images, differentiable by x: (N,)."""
         raise TypeError(f"{type(self).__name__} does not say how an image is scored: it needs discrepancy(x)")
 
+    def label(self, x: Tensor) -> Tensor:
+        """What is answered where there is no alarm, one chunk (N,): the model's class, REFUSED if not finite."""
+        return predicted(self.model(x))
+
     def evasion(self, x: Tensor) -> Tensor:
         """What an attacker lowers instead of s(x) (N,): s itself, unless its gradient vanishes where he needs it."""
         return self.discrepancy(x)
@@ -88,7 +92,7 @@ class Detector(Fitted):
         model, stop. Cost: one forward pass more than `score`.
         """
         alarm = self.alarm(x)
-        labels = self._in_chunks(lambda part: predicted(self.model(part)), x)
+        labels = self._in_chunks(self.label, x)
         refused = alarm | (labels == REFUSED)
         labels[refused] = REFUSED
         if fail_safe is not None and bool(refused.any()):

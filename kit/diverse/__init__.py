@@ -1,10 +1,12 @@
 """Many networks: what they share, and in what they differ; and networks that explain themselves.
 
     diverse_inputs     inputs on which networks that agree come to differ
+    n_version          several versions of a network that vote, and the faults that they have in common
     tradeoff           accuracy against robustness: the images that all have right, the slope with its interval
     self_explaining    a logit that is a sum of concepts times relevances, and what that is worth as an explanation
 """
 from kit.diverse.diverse_inputs import deepxplore, differ
+from kit.diverse.n_version import Faults, NVersion, independent_vote, majority, mutual_faults, shared, votes
 from kit.diverse.self_explaining import (
     broken_promise,
     contributions,
@@ -18,6 +20,7 @@ from kit.diverse.tradeoff import Line, common, log_error, slope
 from kit.models.explaining import SelfExplaining
 
 __all__ = [
-    "Line", "SelfExplaining", "broken_promise", "common", "contributions", "deepxplore", "differ", "local_lipschitz",
-    "log_error", "pull_apart", "relevances", "robustness", "self_explaining_training", "slope",
+    "Faults", "Line", "NVersion", "SelfExplaining", "broken_promise", "common", "contributions", "deepxplore", "differ",
+    "independent_vote", "local_lipschitz", "log_error", "majority", "mutual_faults", "pull_apart", "relevances",
+    "robustness", "self_explaining_training", "shared", "slope", "votes",
 ]

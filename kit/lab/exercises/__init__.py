@@ -19,9 +19,10 @@ from kit.lab.exercises import (
     scores,
     svm,
     universal,
+    versions,
 )
 
 __all__ = [
     "adv2", "bias", "certify", "costs", "decision", "detect", "explained", "foundations", "game", "gradient",
-    "influence", "lrp", "maps", "measures", "minimal", "projections", "scores", "svm", "universal",
+    "influence", "lrp", "maps", "measures", "minimal", "projections", "scores", "svm", "universal", "versions",
 ]
