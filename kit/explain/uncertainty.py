@@ -25,6 +25,7 @@ from kit.core.checks import check_fits, check_images, check_settings
 from kit.core.network import replace
 from kit.core.passes import borrowed, chunks, laid_out
 from kit.data.scenes import DARK_NOISE, LIGHT_NOISE, distances
+from kit.data.sets import Data
 from kit.models.training import Recipe, fit
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -49,13 +50,14 @@ def mc_dropout(
     Each image has its own draws, so that they do not depend on its batch. Layers of `nn.Dropout2d` leave out whole
     channels. Raises ValueError for a network without dropout, or with one that leaves out all. Cost: T forward passes.
     """
+    check_network(model)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, DROPOUTS) and layer.p > 0}
     if not layers:
         raise ValueError("the network has no dropout (nn.Dropout, nn.Dropout2d with p > 0): train one that has, or ask "
                          "an ensemble (answers)")
     if any(layer.p >= 1 for layer in layers.values()):
         raise ValueError("a dropout of p = 1 leaves nothing: let p lie below 1")
-    if not isinstance(passes, int) or passes < 1:
+    if not isinstance(passes, int) or isinstance(passes, bool) or passes < 1:
         raise ValueError(f"passes={passes}: at least one answer is needed")
     check_settings({"generator": generator})
     check_images(x)
@@ -87,10 +89,12 @@ def answers(models: Sequence[nn.Module] | nn.ModuleList, x: Tensor) -> Tensor:
     check_images(x)
     if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
         raise TypeError("models must be a list of networks, not one network: write [network]")
-    if not len(models):
+    models = list(models.values() if isinstance(models, dict) else models)
+    if not models:
         raise ValueError("an ensemble has at least one network")
     each = []
     for model in models:
+        check_network(model)
         check_fits(model, x)
         with borrowed(model, x), torch.no_grad():
             each.append(torch.cat([model(laid_out(x[rows])) for rows in chunks(x)]))
@@ -109,7 +113,7 @@ def entropies(p: Tensor) -> Uncertainty:
     The mean entropy is what each answer leaves open by itself (sensing); the rest, the information I between the answer
     and the class, is what they disagree about (modelling). Raises ValueError for what does not sum to 1 over K.
     """
-    if p.dim() < 3 or not p.numel() or not _sums_to_1(p, 2):
+    if not isinstance(p, Tensor) or not p.is_floating_point() or p.dim() < 3 or not p.numel() or not _sums_to_1(p, 2):
         raise ValueError("p must hold probabilities (N, T, K, …) that sum to 1 over K: use logits.softmax(2)")
     total, sensing = entropy(p.mean(1), 1), entropy(p, 2).mean(1)
     return Uncertainty(total, sensing, (total - sensing).clamp_min(0))
@@ -125,9 +129,11 @@ def variances(mu: Tensor, s: Tensor) -> Uncertainty:
 
     The variance of the means is over T, not T − 1: that of the mixture. Raises ValueError for other shapes.
     """
-    if mu.shape != s.shape or mu.dim() < 2 or not mu.numel():
-        raise ValueError(f"μ and s have one shape (N, T, …) of at least one answer, not {tuple(mu.shape)} "
+    if mu.shape != s.shape or mu.dim() < 2 or not mu.numel() or not mu.is_floating_point():
+        raise ValueError(f"μ and s are floats of one shape (N, T, …) of at least one answer, not {tuple(mu.shape)} "
                          f"and {tuple(s.shape)}")
+    if not bool(mu.isfinite().all() & s.isfinite().all()):
+        raise ValueError("μ or s hold NaN or infinity: what is not known cannot be split")
     sensing, modelling = s.exp().mean(1), mu.var(1, unbiased=False)
     return Uncertainty(sensing + modelling, sensing, modelling)
 
@@ -157,8 +163,9 @@ def noisy_logits_nll(
     if z.shape != s.shape or z.dim() < 2 or y.shape != (z.shape[0], *z.shape[2:]):
         raise ValueError(f"z and s have one shape (N, K, …) and y is (N, …), not {tuple(z.shape)}, {tuple(s.shape)} "
                          f"and {tuple(y.shape)}")
-    if draws < 1:
-        raise ValueError(f"draws={draws}: at least one is needed")
+    if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
+        raise ValueError(f"draws={draws}: a whole number, at least one, is needed")
+    check_settings({"generator": generator})
     _check_classes(y, z.shape[1])
     source = generator or seeding.generator()
     noise = torch.randn((draws, *z.shape), generator=source, device=source.device, dtype=z.dtype).to(z.device)
@@ -191,7 +198,7 @@ def reliability(p: Tensor, y: Tensor, bins: int = 15) -> Reliability:
     if p.dim() != 2 or y.shape != p.shape[:1] or not len(p):
         raise ValueError(f"one label is needed for each row of p (N, K), which is {tuple(p.shape)} for y "
                          f"{tuple(y.shape)}")
-    if not isinstance(bins, int) or bins < 1:
+    if not isinstance(bins, int) or isinstance(bins, bool) or bins < 1:
         raise ValueError(f"bins={bins}: a whole number, at least one, is needed")
     if not _sums_to_1(p, 1):
         raise ValueError("p must hold probabilities (N, K) that sum to 1 over K: use logits.softmax(1)")
@@ -236,7 +243,9 @@ def error_kept(error: Tensor, uncertainty: Tensor, keep: Sequence[float]) -> Ten
         raise ValueError(f"error and uncertainty have one shape, not {tuple(error.shape)} and "
                          f"{tuple(uncertainty.shape)}")
     order = error.flatten()[uncertainty.flatten().argsort(stable=True)].double()
-    if order.numel() == 0 or any(not 0 < share <= 1 for share in keep):
+    if not bool(error.isfinite().all() & uncertainty.isfinite().all()):
+        raise ValueError("error or uncertainty hold NaN or infinity, which have no place in an order")
+    if order.numel() == 0 or not isinstance(keep, Sequence) or not keep or any(not 0 < share <= 1 for share in keep):
         raise ValueError("keep holds shares above 0 and up to 1, of at least one error")
     means = order.cumsum(0) / torch.arange(1, order.numel() + 1, device=order.device)
     return means[[max(1, round(share * order.numel())) - 1 for share in keep]]
@@ -247,13 +256,33 @@ def _sums_to_1(p: Tensor, dim: int) -> bool:
     return not bool((p < 0).any()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
+def check_network(model: Any) -> None:
+    """Raises TypeError for what is no network."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a network is needed, not {model!r}: kit.models.load(name) gives one of the catalogue")
+
+
 def _check_classes(y: Tensor, classes: int) -> None:
+    if not y.numel():
+        raise ValueError("there are no labels: one at least is needed")
     if y.dtype != torch.int64 or int(y.min()) < 0 or int(y.max()) >= classes:
         raise ValueError(f"y must hold class numbers 0 … {classes - 1} as int64, not {y.dtype} {int(y.min())} … "
                          f"{int(y.max())}")
 
 
 # --- the network of the chapter -------------------------------------------------------------------------------------
+
+
+def measurements(n: int, without: Sequence[str] = (), seed: int = 0) -> tuple[Data, Tensor]:
+    """Those of n training scenes that show none of the shapes `without`, and one measurement d + σ ε of each pixel of
+    theirs, (N, H, W), as the range finder of `kit.data.scenes.distances` makes it. Raises ValueError for other shapes,
+    or for all of them."""
+    data = kit.data.load("scenes", "train", n=n, seed=seed)
+    if isinstance(without, str) or not set(without) < set(data.classes):
+        raise ValueError(f"without={without!r}: a list of some of the shapes {', '.join(data.classes)}")
+    data = data[~torch.isin(data.y, torch.tensor([data.classes.index(shape) for shape in without], dtype=torch.int64))]
+    d, sigma = distances(data)
+    return data, d + seeding.normal(d, seeding.generator(seed)) * sigma
 
 
 def sensing_training(
@@ -265,10 +294,7 @@ def sensing_training(
     scenes, of which those of the shapes `without` are left out. It knows neither d nor σ. The members of an ensemble
     see the same measurements, and begin with other weights. Cost: a step of training.
     """
-    data = kit.data.load("scenes", "train", n=len(x), seed=seed)
-    data = data[~torch.isin(data.y, torch.tensor([data.classes.index(shape) for shape in without]))]
-    d, sigma = distances(data)
-    measured = d + seeding.normal(d, seeding.generator(seed)) * sigma
+    data, measured = measurements(len(x), without, seed)
 
     def loss(model: nn.Module, xb: Tensor, yb: Tensor, generator: torch.Generator) -> Tensor:
         mu, s = model(xb).float().unbind(1)

@@ -166,6 +166,36 @@ def test_torch_refuses_a_discriminator_that_steps_between_loss_and_gradient():
     assert z.grad is None
 
 
+def test_factor_vaes_loss_is_the_three_terms_and_its_discriminator_has_stepped_before(own, monkeypatch):
+    made = []
+
+    class Stub(nn.Module):
+        def __init__(self, codes):
+            super().__init__()
+            self.codes, self.first, self.steps = codes, float(torch.rand(())), []
+            made.append(self)
+
+        def forward(self, z):
+            assert len(self.steps) == 1
+            return z.sum(1)
+
+        def step(self, z, generator):
+            self.steps.append((z.detach().clone(), generator))
+
+    monkeypatch.setattr(vae, "Discriminator", Stub)
+    losses = []
+    monkeypatch.setattr(vae, "fit", lambda r, x, y, loss, seed, device: losses.append(loss))
+    for seed in (3, 3, 4):
+        vae.factor_vae_training(SMALL, own.x, own.y, gamma=7.0, seed=seed, device=CPU)
+    assert made[0].first == made[1].first != made[2].first
+    model, x = VAE(codes=3, widths=(8,)), own.x[:5]
+    found = losses[0](model, x, own.y[:5], generator(1))
+    reconstruction, price, z = vae_terms(model, x, generator=generator(1))
+    assert torch.allclose(found, (reconstruction + price.sum(1) + 7 * z.sum(1)).mean())
+    assert torch.equal(made[0].steps[0][0], z)
+    assert made[0].steps[0][1].initial_seed() == 3
+
+
 # --- InfoGAN --------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +219,39 @@ def test_a_code_is_drawn_as_its_distribution_says():
     assert values.abs().max() <= 1
     assert float(values.var()) == pytest.approx(1 / 3, abs=0.03)
     assert torch.equal(draw_code(model, 5, category=category[:5])[1], category[:5])
+
+
+def test_a_turn_of_infogan_descends_both_losses_as_they_are_written(own, monkeypatch):
+    """Of the first batch: D and Q on real and drawn, then G and Q on drawn, the bound in both."""
+    turns = []
+    monkeypatch.setattr(infogan, "_step", lambda *turn: turns.append(turn))
+    r = Recipe("factors", "infogan", {"width": 8}, epochs=1, batch=64, lr=1e-2)
+    model = infogan.infogan_training(r, own.x[:64], own.y[:64], device=CPU, lam=0.7, seed=5)
+    source = generator(5)
+    rows = torch.randint(64, (64,), generator=source)
+    z, category, values = draw_code(model, 64, generator=source)
+    fake = model.decode(z)
+    (real, _), (drawn, judged) = model.judge(own.x[:64][rows]), model.judge(fake)
+    named, read_off = judged.split([model.categories, model.numbers], 1)
+    bound = nn.functional.cross_entropy(named, category) + 0.5 * (read_off - values).square().sum(1).mean()
+    logistic = nn.functional.binary_cross_entropy_with_logits
+    by_d = logistic(real, torch.ones(64)) + logistic(drawn, torch.zeros(64)) + 0.7 * bound
+    by_g = logistic(drawn, torch.ones(64)) + 0.7 * bound
+    for (_, loss, _), exact in zip(turns, (by_d, by_g), strict=True):
+        torch.testing.assert_close(loss, exact)
+    rates = [rule.param_groups[0]["lr"] for rule, _, _ in turns]
+    assert rates == pytest.approx([r.lr / 5, r.lr])
+    theirs = sum(1 for part in (model.trunk, model.real, model.read) for _ in part.parameters())
+    ours = sum(1 for part in (model.generator, model.read) for _ in part.parameters())
+    assert [len(weights) for _, _, weights in turns] == [theirs, ours]
+    other = infogan.infogan_training(r, own.x[:64], own.y[:64], device=CPU, seed=6)
+    assert not torch.equal(model.read.weight, other.read.weight)
+
+
+def test_the_code_of_an_infogan_is_its_surest_category_and_the_means():
+    model = lambda x: torch.tensor([[0.0, 3.0, 1.0, 0.25, -0.5]])  # noqa: E731
+    model.categories = 3
+    assert infogan.codes(model, None).tolist() == [[1.0, 0.25, -0.5]]
 
 
 # --- moves ----------------------------------------------------------------------------------------------------------
@@ -310,6 +373,50 @@ def test_the_reader_of_hues_reads_scenes():
         assert float((found[name] == data.concepts[name]).float().mean()) > least, name
 
 
+class Plain(nn.Module):
+    """Images are their codes: two attributes of a number each, and one number more."""
+
+    def __init__(self):
+        super().__init__()
+        self.groups = {"a": range(0, 1), "b": range(1, 2)}
+        self.encoder, self.decoder = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.own = nn.ModuleDict({name: nn.Linear(1, 2) for name in self.groups})
+        self.other = nn.ModuleDict({name: nn.Linear(2, 2) for name in self.groups})
+
+    def encode(self, x):
+        return self.encoder(2 * x - 1)
+
+    def decode(self, h):
+        return self.decoder(h).sigmoid()
+
+    parts = kit.models.generative.Attributes.parts
+
+
+def test_the_loss_of_the_exchange_is_its_four_terms():
+    torch.manual_seed(0)
+    model, x = Plain(), torch.rand(5, 3, generator=generator(0))
+    labels = {"a": torch.tensor([0, 1, 1, 0, 1]), "b": torch.tensor([1, 1, 0, 0, 1])}
+    order = torch.tensor([3, 0, 4, 1, 2])
+    found = moving.transfer_loss(model, x, labels, lam=0.5, name="b", order=order)
+    entropy = nn.functional.cross_entropy
+    h = model.encode(x)
+    moved = torch.stack([h[:, 0], h[order, 1], h[:, 2]], 1)
+    again = model.encode(model.decode(moved))
+    back = torch.stack([again[:, 0], h[:, 1], again[:, 2]], 1)
+    told = {"a": labels["a"], "b": labels["b"][order]}
+    loss = ((model.decode(h) - x).square().sum(1) + (model.decode(back) - x).square().sum(1)).mean()
+    for k, name in enumerate(("a", "b")):
+        rest = [j for j in range(3) if j != k]
+        loss = loss + 0.5 * (entropy(model.own[name](h[:, [k]]), labels[name])
+                             + entropy(model.other[name](h[:, rest]), labels[name])
+                             + entropy(model.own[name](again[:, [k]]), told[name]))
+    torch.testing.assert_close(found, loss)
+    turned = [torch.autograd.grad(v, p, retain_graph=True)[0] for v in (found, loss)
+              for p in (model.other["b"].weight, model.encoder.weight)]
+    torch.testing.assert_close(turned[0], turned[2])  # the adversary learns
+    assert not torch.allclose(turned[1], turned[3])  # and the encoder unlearns
+
+
 def test_what_is_unlearnt_has_its_gradient_turned_round():
     h = torch.randn(3, 2, requires_grad=True)
     out = moving.Reverse.apply(h)
@@ -334,8 +441,46 @@ def test_what_is_unlearnt_has_its_gradient_turned_round():
     (lambda: vae.factor_vae_training(SMALL, torch.zeros(1), torch.zeros(1), gamma=-1.0, device=CPU), "0 or more"),
     (lambda: transfer(kit.models.build(kit.models.CATALOGUE["attributes/scenes"]), torch.zeros(1, 3, 16, 16),
                       torch.zeros(1, 3, 16, 16), "shape"), "no attribute 'shape'"),
+    (lambda: along(torch.zeros(3), 0, torch.zeros(2)), r"\(N, D\)"),
+    (lambda: along(torch.zeros(2, 3), 1.5, torch.zeros(2)), "number=1.5"),
+    (lambda: traverse(Shift(), torch.zeros(1, 3), steps=2.5), "two steps"),
+    (lambda: traverse(Shift(), torch.zeros(1, 3), span=math.inf), "positive span"),
+    (lambda: traverse(Shift(), torch.zeros(1, 3), numbers=[]), "a list of one"),
+    (lambda: traverse(Shift(), torch.full((1, 3), torch.nan)), "NaN"),
+    (lambda: traverse(Shift(), torch.zeros(0, 3)), "one row"),
+    (lambda: swap(torch.zeros(2, 3), torch.zeros(2, 3), [0.5]), "different numbers"),
+    (lambda: swap(torch.zeros(2, 3), torch.zeros(2, 3).double(), [0]), "one shape"),
+    (lambda: permuted(torch.zeros(4)), r"\(N, D\)"),
+    (lambda: information_bound(torch.zeros(0, 3), torch.zeros(0).long()), "below K"),
+    (lambda: information_bound(torch.full((2, 3), torch.nan), torch.zeros(2).long()), "NaN"),
+    (lambda: draw_code(kit.models.load("infogan/factors"), 0), "n=0"),
+    (lambda: draw_code(kit.models.load("infogan/factors"), 2, category=torch.tensor([0, 7])), "0 … 2"),
+    (lambda: draw_code(kit.models.load("infogan/factors"), 3, category=torch.tensor([0, 1])), "3 class numbers"),
+    (lambda: vae_terms(VAE(widths=(4,)), torch.full((1, 1, 16, 16), 255.0)), "255"),
+    (lambda: vae_terms(VAE(widths=(4,)), torch.zeros(0, 1, 16, 16)), "empty"),
+    (lambda: vae_terms(VAE(widths=(4,)), torch.zeros(1, 1, 16, 16), sigma=math.inf), "positive"),
+    (lambda: transfer(kit.models.load("attributes/scenes"), torch.full((1, 3, 16, 16), 255.0),
+                      torch.zeros(1, 3, 16, 16), "colour"), "255"),
+    (lambda: transfer(kit.models.load("attributes/scenes"), torch.zeros(2, 3, 16, 16), torch.zeros(1, 3, 16, 16),
+                      "colour"), "one donor"),
     (lambda: kit.data.hues(torch.zeros(1, 1, 16, 16), torch.zeros(1, 16, 16).bool()), "colour images"),
 ])
 def test_mistakes_get_one_sentence(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("call", [
+    lambda net: traverse(net, torch.zeros(1, 3)), lambda net: vae_terms(net, torch.zeros(1, 1, 16, 16)),
+    lambda net: draw_code(net, 3), lambda net: transfer(net, torch.zeros(1), torch.zeros(1), "colour")])
+def test_another_kind_of_network_is_told_what_it_lacks(call):
+    with pytest.raises(TypeError, match="is needed"):
+        call(nn.Linear(3, 3))
+
+
+def test_generators_that_are_none_are_told():
+    for call in (lambda g: draw_code(kit.models.load("infogan/factors"), 2, generator=g),
+                 lambda g: permuted(torch.zeros(2, 3), g),
+                 lambda g: vae_terms(VAE(widths=(4,)), torch.zeros(1, 1, 16, 16), generator=g)):
+        with pytest.raises(TypeError, match="generator must"):
+            call(3)

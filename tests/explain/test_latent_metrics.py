@@ -2,6 +2,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.ensemble import RandomForestClassifier
@@ -10,6 +11,7 @@ import kit.data
 from kit.core import generator
 from kit.data.factors import table
 from kit.explain.latent import binned, dci, factor_vae_score, information, mig, sap
+from kit.explain.latent.metrics import _concentration
 
 FOREST = RandomForestClassifier(20, max_features=None)
 VOTES = {"votes": 800, "tests": 400}
@@ -133,6 +135,44 @@ def test_the_true_factors_of_scenes_are_a_perfect_code():
     assert mig(true.flip(0), v) < 0.03
 
 
+# --- how it counts --------------------------------------------------------------------------------------------------
+
+
+def test_the_score_is_counted_on_votes_of_its_own():
+    """Of a code that says nothing, the majority learnt from few votes is right by chance only in further ones."""
+    v = grid(8, 8, 8)
+    strange = torch.randn(512, 6, generator=generator(0), dtype=torch.float64)
+    found = [factor_vae_score(strange, v, batch=8, votes=12, tests=600, seed=s) for s in range(4)]
+    assert sum(found) / 4 == pytest.approx(1 / 3, abs=0.06)
+    assert found[0] == factor_vae_score(strange, v, batch=8, votes=12, tests=600, seed=0)
+    assert len(set(found)) > 1
+
+
+def test_a_number_counts_in_units_of_its_own_spread_and_is_pruned_by_it():
+    v = grid(4, 4)
+    own = v.double()
+    for code in (own * torch.tensor([0.1, 30.0]), own * torch.tensor([30.0, 0.1])):
+        assert factor_vae_score(code, v, batch=8, **VOTES) == 1
+    spread = float(own[:, 0].std(unbiased=False))
+    for size, score in ((0.06, 1.0), (0.04, 0.5)):
+        found = factor_vae_score(own * torch.tensor([size / spread, 1.0]), v, batch=8, **VOTES)
+        assert found == pytest.approx(score, abs=0.1)
+
+
+def test_concentration_weighs_rows_by_their_share_and_counts_in_the_base_of_their_length():
+    R = np.array([[0.6, 0.0, 0.0], [0.1, 0.1, 0.1]])
+    assert _concentration(R) == pytest.approx(0.6 / 0.9)
+    assert _concentration(R.T) == pytest.approx(
+        (0.7 * (1 - (-(6 / 7) * math.log2(6 / 7) - (1 / 7) * math.log2(1 / 7))) + 0.1 + 0.1) / 0.9)
+
+
+def test_accuracies_are_those_of_rows_that_were_held_out():
+    """A number that is noise: a forest knows its own rows by heart, and the others by chance."""
+    v = grid(4, 4).repeat(20, 1)
+    noise = torch.randn(320, 1, generator=generator(0), dtype=torch.float64)
+    assert dci(noise, v, learner=FOREST).informativeness < 0.45
+
+
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
 
@@ -145,3 +185,15 @@ def test_the_true_factors_of_scenes_are_a_perfect_code():
 def test_mistakes_get_one_sentence(metric, codes, factors, words):
     with pytest.raises(ValueError, match=words):
         metric(codes, factors)
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda c, v: mig(c, v, bins=0), "bins=0"), (lambda c, v: mig(c, v, bins=2.5), "bins=2.5"),
+    (lambda c, v: binned(c * torch.nan), "NaN"), (lambda c, v: binned(c[:0]), "a row"),
+    (lambda c, v: factor_vae_score(c, v, batch=1), "batch=1"), (lambda c, v: factor_vae_score(c, v, votes=0), "votes"),
+    (lambda c, v: factor_vae_score(c, v, tests=0), "tests=0"), (lambda c, v: sap(c[3:6], v[3:6]), "3 rows"),
+    (lambda c, v: dci(c.numpy(), v), "torch tensors"),
+])
+def test_settings_that_are_refused(call, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        call(torch.randn(16, 2, generator=generator(0)), grid(4, 4))

@@ -232,6 +232,19 @@ def test_what_is_kept_first_is_what_was_most_certain():
     (lambda p, y: mc_dropout(dropped_linear(), images(1), generator=3), "generator must"),
     (lambda p, y: mc_dropout(dropped_linear(), images(1), passes=1.5), "at least one answer"),
     (lambda p, y: distances(images(1)), "masks and factors"),
+    (lambda p, y: mc_dropout("net", images(1)), "a network is needed"),
+    (lambda p, y: mc_dropout(dropped_linear(), images(1), passes=True), "at least one answer"),
+    (lambda p, y: answers(["net"], images(1)), "a network is needed"),
+    (lambda p, y: entropies(torch.ones(2, 2, 1, dtype=torch.int64)), "sum to 1"),
+    (lambda p, y: variances(p * torch.nan, p), "NaN"), (lambda p, y: variances(y[:, None], y[:, None]), "floats"),
+    (lambda p, y: noisy_logits_nll(p, p, y, draws=1.5), "draws=1.5"),
+    (lambda p, y: noisy_logits_nll(p, p, y, generator=3), "generator must"),
+    (lambda p, y: noisy_logits_nll(p[:0], p[:0], y[:0]), "no labels"),
+    (lambda p, y: reliability(p, y, bins=True), "bins"),
+    (lambda p, y: error_kept(p, p * torch.nan, (0.5,)), "NaN"), (lambda p, y: error_kept(p, p, ()), "above 0"),
+    (lambda p, y: error_kept(p, p, 0.5), "above 0"),
+    (lambda p, y: uncertainty.measurements(9, ("rings",)), "rings"),
+    (lambda p, y: uncertainty.measurements(9, "ring"), "a list"),
 ])
 def test_mistakes_get_one_sentence(call, words):
     p = torch.tensor([[0.7, 0.2, 0.1]]).expand(10, 3)

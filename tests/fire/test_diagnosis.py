@@ -77,6 +77,23 @@ def test_information_lost_of_layers_whose_loss_is_known():
     assert (first, second) == pytest.approx((2 / 8, 3 / 6), abs=0.02)
     with pytest.raises(ValueError, match="8 at least"):
         information_lost([h[:7], h[:7]])
+    for sets in ([], [h], [h, h[:10]]):
+        with pytest.raises(ValueError, match="two sets"):
+            information_lost(sets)
+    with pytest.raises(ValueError, match="NaN"):
+        information_lost([h, h * torch.nan])
+    for wrong in (BITS[:0], BITS * torch.nan, BITS.long()):
+        for measure in (bits_kept, gains, rank_kept):
+            with pytest.raises(ValueError, match="rows"):
+                measure(MAX, wrong)
+
+
+def test_features_of_another_level_are_told_from_fewer():
+    """The decoder has a constant, and is measured on rows that it was not fitted on."""
+    h = torch.randn(400, 6, generator=generator(0), dtype=torch.float64)
+    assert information_lost([h + 50, h[:, :3] - 20])[0] == pytest.approx(0.5, abs=0.06)
+    strange = torch.randn(400, 150, generator=generator(1), dtype=torch.float64)
+    assert information_lost([h, strange])[0] > 1  # worse than the mean, off the rows that it knows by heart
 
 
 def test_information_lost_by_poolings_of_gaussian_noise():
@@ -182,8 +199,15 @@ def test_rank_correlation_has_the_sign_of_the_claim():
 
 def test_what_the_diagnosis_refuses():
     gan, judge, x, x_adv = setting(20)
-    with pytest.raises(ValueError, match="another network"):
-        diagnose(gan, x, x_adv, judge=gan.model)
+    for attacked in (gan.model, copy.deepcopy(gan.model)):
+        with pytest.raises(ValueError, match="another network"):
+            diagnose(gan, x, x_adv, judge=attacked)
+    with pytest.raises(TypeError, match="fitted InterpretGAN"):
+        diagnose(gan.model, x, x_adv, judge=judge)
+    with pytest.raises(TypeError, match="generator must"):
+        diagnose(gan, x, x_adv, judge=judge, generator=3)
+    with pytest.raises(TypeError, match="float64"):
+        diagnose(gan, x, x_adv.double(), judge=judge)
     with pytest.raises(ValueError, match="same images"):
         diagnose(gan, x, x_adv[:5], judge=judge)
 
@@ -199,6 +223,11 @@ def test_noise_of_equal_size():
     direction = [F.normalize((v - x).flatten(1)) for v in (x_adv, noisy)]
     assert (direction[0] * direction[1]).sum(1).abs().mean() < 0.35
     torch.testing.assert_close(equal_noise(x[:4], x_adv[:4], generator(2)), equal_noise(x[:4], x_adv[:4], generator(2)))
+    with pytest.raises(ValueError, match="same images"):
+        equal_noise(x, x_adv[:3])
+    with pytest.raises(ValueError, match="NaN"):
+        equal_noise(x, x_adv * torch.nan)
+    assert (noisy > x).float().mean() == pytest.approx(0.5, abs=0.08)
     with pytest.raises(ValueError, match=r"up to 0\.5"):
         equal_noise(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
 
@@ -230,6 +259,96 @@ def test_only_what_the_layer_does_not_read_is_free():
     total = (h - h.mean(0)).square().sum(1).mean()
     torch.testing.assert_close(unread((x + P[:, 0]) @ P, h, h), (1 / total).expand(50))
     torch.testing.assert_close(unread(h.mean(0).expand_as(h), h, h).mean(), torch.tensor(1.0))
+
+
+class Drawer(nn.Module):
+    """G(h, n) of one layer: something smooth of both, in [0, 1]."""
+
+    def __init__(self, d, noise, seed):
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(d, 16, generator=generator(seed)))
+        self.b = nn.Parameter(torch.randn(noise, 16, generator=generator(seed + 1)))
+
+    def forward(self, h, n):
+        return (h.flatten(1) @ self.a + n @ self.b).sigmoid().view(-1, 1, 4, 4)
+
+
+class Both(nn.ModuleDict):
+    def forward(self, layer, h, n):
+        return self[layer](h, n)
+
+
+class Players(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drawers = Both({"first": Drawer(6, 2, 10), "head": Drawer(3, 2, 20)})
+        self.judge = nn.Linear(16, 1)
+
+    def critic(self, x):
+        return self.judge(x.flatten(1)).tanh()[:, 0]
+
+
+@pytest.mark.parametrize("spread", [0.0, 2.0])
+def test_a_turn_of_both_players_has_the_gradients_of_the_two_formulas(spread):
+    """Image by image, as the package writes them; each player descends its own loss and none of the other's."""
+    model = nn.Sequential()
+    model.add_module("first", nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.Tanh()))
+    model.add_module("head", nn.Linear(6, 3))
+    torch.manual_seed(0)
+    game, x = Players(), torch.rand(6, 1, 4, 4, generator=generator(1))
+    weights = list(game.parameters())
+    gan = InterpretGAN(model, noise=2, lam=0.7, spread=spread)
+    total, gradients = gan.both_players(game, weights, x, None, generator(2))
+
+    source = generator(2)
+    n, other = torch.randn(6, 2, generator=source), torch.randn(6, 2, generator=source)
+    h = {"first": model.first(x).detach(), "head": model(x).detach()}
+    drawing = critic = 0
+    for i in range(6):
+        layer = ("first", "head")[i % 2]
+        own, one = h[layer][i : i + 1], game.drawers(layer, h[layer][i : i + 1], n[i : i + 1])
+        again = {"first": model.first(one), "head": model(one)}
+        variance = h[layer].var(0, unbiased=False).sum()
+        p = h["head"][i].softmax(0)
+        drawing = drawing + F.softplus(-game.critic(one)).sum() + 0.7 * (
+            (again[layer] - own).square().sum() / variance
+            + (p * (p.log() - again["head"][0].log_softmax(0))).sum())
+        apart = (game.drawers(layer, own, other[i : i + 1]) - one).abs().mean() / (other[i] - n[i]).abs().mean()
+        drawing = drawing - spread * apart
+        real = x[i : i + 1].clone().requires_grad_()
+        says = game.critic(real)
+        slope = torch.autograd.grad(says.sum(), real, create_graph=True)[0]
+        critic = critic + (F.softplus(-says) + F.softplus(game.critic(one.detach()))).sum() + slope.square().sum() / 2
+    drawing, critic = drawing / 6, critic / 6
+    torch.testing.assert_close(total, drawing + critic)
+    for (name, weight), found in zip(game.named_parameters(), gradients, strict=True):
+        exact = torch.autograd.grad(drawing if "drawers" in name else critic, weight, retain_graph=True)[0]
+        torch.testing.assert_close(found, exact, msg=name)
+
+
+def test_jitter_is_in_deviations_of_each_feature():
+    gan = InterpretGAN(half_reading()[0], ["left"], jitter=0.5)
+    h = torch.randn(4000, 3, generator=generator(0)) * torch.tensor([1.0, 10.0, 0.0])
+    moved = (gan.disturbed(h, generator(1)) - h).std(0) / h.std(0).clamp_min(1e-9)
+    assert moved.tolist() == pytest.approx([0.5, 0.5, 0.0], abs=0.03)
+    assert InterpretGAN(half_reading()[0], ["left"]).disturbed(h, generator(1)) is h
+
+
+def test_generators_begin_from_their_seed_and_need_more_than_one_image():
+    model, x = half_reading()
+
+    def drawn(seed):
+        gan = InterpretGAN(model, ["left"], width=2).fit(x[:4], epochs=1, batch=4, seed=seed)
+        return gan.explain(x[:2], generator=generator(0))["left"]
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.allclose(drawn(1), drawn(2))
+    gan = InterpretGAN(model, ["left"], width=2)
+    for images, batch in ((x[:1], 4), (x[:4], 1)):
+        with pytest.raises(ValueError, match="two images"):
+            gan.fit(images, epochs=1, batch=batch)
+    with pytest.raises(ValueError, match="square"):
+        gan.fit(torch.rand(4, 1, 8, 4), epochs=1)
 
 
 def half_reading():
@@ -292,6 +411,9 @@ def test_other_answers_is_a_permutation_that_leaves_no_answer():
     assert (answer[order] != answer).all()
     with pytest.raises(ValueError, match="one answer"):
         other_answers(torch.zeros(5, dtype=torch.int64))
+    for wrong in (answer[:0], answer.float()):
+        with pytest.raises(ValueError, match="class numbers"):
+            other_answers(wrong)
 
 
 def test_explanations_have_the_noise_of_their_place(shipped, digits):
@@ -320,9 +442,35 @@ def test_it_is_kept_and_knows_its_network(shipped, digits, tmp_path):
         InterpretGAN(shipped.model).explain(x)
 
 
+def test_shipped_generators_are_those_of_the_networks_weights(monkeypatch):
+    with pytest.raises(ValueError, match="but for digits/cnn7"):
+        InterpretGAN.shipped("digits/mlp")
+    load = kit.models.load
+    monkeypatch.setattr(kit.models, "load", lambda name, *where: load(
+        {"digits/cnn7": "at/digits"}.get(name, name), *where))
+    with pytest.raises(ValueError, match="other weights"):
+        InterpretGAN.shipped("digits/cnn7")
+
+
+def test_what_cannot_be_drawn_is_told(shipped, digits):
+    x = digits.x[:4]
+    h, n = shipped.read(x)["layer4"], shipped.noise_for(x)
+    for wrong, words in (((h[:, :3], n), "features of layer4"), ((h, n[:2]), "8 numbers"), ((h, n[:, :3]), "8 numbers"),
+                         ((h * torch.nan, n), "NaN"), ((h.long(), n), "floats")):
+        with pytest.raises(ValueError, match=words):
+            shipped.draw("layer4", *wrong)
+    torch.testing.assert_close(shipped.draw("layer4", h, n.double()), shipped.draw("layer4", h, n))
+    with pytest.raises(TypeError, match="generator must"):
+        shipped.explain(x, generator=3)
+    with pytest.raises(TypeError, match="use x.to"):
+        shipped.explain(x.double())
+    with pytest.raises(TypeError, match="shipped"):
+        InterpretGAN("digits/cnn7")
+
+
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"layers": "layer1"}, "layers must name"), ({"layers": ["layer9"]}, "layer9"), ({"noise": 0}, "noise"),
-    ({"lam": -1.0}, "lam"), ({"jitter": math.nan}, "jitter")])
+    ({"lam": -1.0}, "lam"), ({"jitter": math.nan}, "jitter"), ({"spread": "3"}, "spread"), ({"noise": True}, "noise")])
 def test_settings_that_are_refused(shipped, wrong, message):
     with pytest.raises(ValueError, match=message):
         InterpretGAN(shipped.model, **wrong)

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.core import seeding
-from kit.core.checks import check_images
+from kit.core.checks import check_images, check_settings
 from kit.data.factors import read
 from kit.explain.latent.metrics import mig
+from kit.explain.latent.moves import check_coder
 from kit.models.generative import InfoGAN
 from kit.models.registry import build
 from kit.models.training import Progress, Recipe
@@ -33,10 +34,12 @@ def information_bound(logits: Tensor, category: Tensor) -> float:
     At most ln K. Below 0 where Q is surer than it is right. Raises ValueError for labels that are no categories of K.
     """
     K = logits.shape[1] if logits.dim() == 2 else 0
-    if category.shape != logits.shape[:1] or category.dtype != torch.int64 or not K or bool(
+    if category.shape != logits.shape[:1] or not len(category) or category.dtype != torch.int64 or not K or bool(
             (category < 0).any() | (category >= K).any()):
         raise ValueError("logits are (N, K) and categories (N,) whole numbers below K, not "
                          f"{tuple(logits.shape)} and {tuple(category.shape)}")
+    if not bool(logits.isfinite().all()):
+        raise ValueError("Q's logits hold NaN or infinity")
     return math.log(K) - float(F.cross_entropy(logits.double(), category))
 
 
@@ -47,6 +50,14 @@ def draw_code(
 
     Noise and values are uniform in [−1, 1]; so are the categories among K where none are given.
     """
+    check_coder(model, "categories", "numbers", "noise")
+    check_settings({"generator": generator})
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"n={n}: a whole number of codes, 1 or more")
+    if category is not None and (category.shape != (n,) or category.dtype != torch.int64 or bool(
+            (category < 0).any() | (category >= model.categories).any())):
+        raise ValueError(f"category holds {n} class numbers 0 … {model.categories - 1} as int64, not {category.dtype} "
+                         f"{tuple(category.shape)}")
     source = generator or seeding.generator()
     where = next(model.parameters()).device
     if category is None:

@@ -27,6 +27,9 @@ PRUNED = 0.05  # the standard deviation below which a number counts as unused
 
 def binned(values: Tensor, bins: int = BINS) -> Tensor:
     """Class numbers 0 … bins − 1 of equal bins between the least and the largest value of each column, as int64."""
+    _count(bins=bins)
+    if not isinstance(values, Tensor) or not values.numel() or not bool(values.isfinite().all()):
+        raise ValueError("values are a tensor with a row at least, without NaN or infinity")
     low, high = values.amin(0), values.amax(0)
     width = torch.where(high > low, high - low, torch.ones_like(low))
     return ((values - low) / width * bins).floor().long().clamp(0, bins - 1)
@@ -65,6 +68,8 @@ def factor_vae_score(
     score is the share of right answers in `tests` further votes. 0 where no number is left. Chance is 1 / K.
     """
     codes, factors = _checked(codes, factors)
+    _count(2, batch=batch)
+    _count(votes=votes, tests=tests)
     variance = codes.var(0, unbiased=False)
     used = variance.sqrt() >= PRUNED
     if not bool(used.any()):
@@ -158,12 +163,22 @@ def _entropy(v: Tensor) -> float:
 
 def _halves(n: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to learn from and rows to ask about."""
+    if n < 6:
+        raise ValueError(f"{n} rows are too few to learn from some and ask about others: 6 at least, better 500")
     order = np.random.default_rng(seed).permutation(n)
     cut = round(n * held_out)
     return order[cut:], order[:cut]
 
 
+def _count(least: int = 1, **counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value!r}: a whole number, {least} at least, is needed")
+
+
 def _checked(codes: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    if not isinstance(codes, Tensor) or not isinstance(factors, Tensor):
+        raise TypeError("codes and factors are torch tensors: use torch.as_tensor")
     if codes.dim() != 2 or factors.dim() != 2 or len(codes) != len(factors) or not codes.numel() or not factors.numel():
         raise ValueError("codes (N, D) and factors (N, K) are two tables with a row for each image, not "
                          f"{tuple(codes.shape)} and {tuple(factors.shape)}")

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kit.data
+from kit.core.checks import check_fits, check_images
 from kit.data.scenes import hues
 from kit.data.sets import Data
-from kit.explain.latent.moves import swap
+from kit.explain.latent.moves import check_coder, swap
 from kit.models.training import Recipe, fit
 
 
@@ -40,8 +41,14 @@ def transfer(model: Any, x: Tensor, donor: Tensor, name: str) -> Tensor:
 
     `model` is an `Attributes` network. Cost: two passes of its encoder and one of its decoder.
     """
-    if name not in model.groups:
+    check_coder(model, "groups", "encode", "decode")
+    if not isinstance(name, str) or name not in model.groups:
         raise ValueError(f"no attribute {name!r}: the network has {', '.join(model.groups)}")
+    for images in (x, donor):
+        check_images(images)
+        check_fits(model, images)
+    if x.shape != donor.shape:
+        raise ValueError(f"each image has one donor of its shape: {tuple(x.shape)} is not {tuple(donor.shape)}")
     with torch.no_grad():
         return model.decode(swap(model.encode(x), model.encode(donor), model.groups[name])[0])
 

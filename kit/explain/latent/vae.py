@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.core import seeding
+from kit.core.checks import check_images, check_settings
 from kit.data.factors import read
 from kit.explain.latent.metrics import mig
+from kit.explain.latent.moves import check_coder, check_codes
 from kit.models.generative import layers
 from kit.models.training import Recipe, fit
 
@@ -44,11 +46,15 @@ def vae_terms(
     and the decoder's logits are its means. `model` has `encode` and `logits`. Raises ValueError for σ that is not
     positive. Cost: a pass of the encoder and one of the decoder.
     """
+    check_coder(model, "encode", "logits")
+    check_settings({"generator": generator})
+    if sigma is None:
+        check_images(x)
     mu, s = model.encode(x)
     z = sample(mu, s, generator)
     if sigma is None:
         pixels = F.binary_cross_entropy_with_logits(model.logits(z), x, reduction="none")
-    elif sigma > 0:
+    elif 0 < sigma < math.inf:
         pixels = (model.logits(z) - x).square() / (2 * sigma**2)
     else:
         raise ValueError(f"sigma={sigma}: the noise of a pixel is positive")
@@ -97,6 +103,8 @@ def vae_figures(r: Recipe, network: Any, x: Tensor, y: Tensor) -> dict[str, floa
 
 def permuted(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Each column of z (N, D) in an order of its own: the same marginals, independent of each other."""
+    check_codes(z)
+    check_settings({"generator": generator})
     source = generator or seeding.generator()
     orders = torch.rand(z.shape, generator=source, device=source.device).argsort(0).to(z.device)
     return z.gather(0, orders)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import kit.models
 from kit.core import Draws, Normalize, borrowed, check_images, check_model, chunks, features, laid_out, logits, normal
+from kit.core.checks import check_fits, check_settings
 from kit.core.fitted import Fitted, fingerprint
 from kit.models import Recipe
 from kit.models.decoders import Critic, Drawers
@@ -33,6 +34,8 @@ class InterpretGAN(Fitted):
     lam       λ, the weight of reading the same features, against that of looking like an image
     jitter    noise on the features in training, in standard deviations: features of attacked images are none of clean
               ones, and a generator that has seen only those may fail on them by itself
+    spread    ρ, the weight of drawing different images from different noise: −ρ ‖G(h, n) − G(h, n')‖₁ / ‖n − n'‖₁, each
+              norm a mean (Mao et al., CVPR 2019). Without it what is not read is drawn as one thing
 
     Two images that are explained with generators of one seed are drawn with the same noise, so that what differs
     between their drawings is what the layer says of them.
@@ -40,17 +43,21 @@ class InterpretGAN(Fitted):
 
     def __init__(
         self, model: nn.Module, layers: Sequence[str] | None = None, *, noise: int = 8, width: int = 12,
-        lam: float = 3.0, jitter: float = 0.0,
+        lam: float = 3.0, jitter: float = 0.0, spread: float = 0.0,
     ):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a network, not {model!r}: for one of the catalogue write "
+                            "InterpretGAN.shipped(name)")
         if layers is not None and (isinstance(layers, str) or not layers or len(set(layers)) < len(layers)):
             raise ValueError(f"layers must name one layer or more, each once, or be None, not {layers!r}")
         for name, count in {"noise": noise, "width": width}.items():
-            if not isinstance(count, int) or count < 1:
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                 raise ValueError(f"{name} must be a whole number, 1 or more, not {count!r}")
-        for name, number in {"lam": lam, "jitter": jitter}.items():
+        for name, number in {"lam": lam, "jitter": jitter, "spread": spread}.items():
             if not isinstance(number, Real) or not 0 <= number < math.inf:
                 raise ValueError(f"{name} must be a finite number, 0 or more, not {number!r}")
-        self.model, self.noise, self.width, self.lam, self.jitter = model, noise, width, lam, jitter
+        self.model, self.noise, self.width = model, noise, width
+        self.lam, self.jitter, self.spread = lam, jitter, spread
         self.layers = stages(model) if layers is None else list(layers)
         with features(model, self.layers):  # a name that the model does not have is refused here
             pass
@@ -62,7 +69,12 @@ class InterpretGAN(Fitted):
 
         Raises ValueError where there is none, or where the network has other weights now than it was trained on.
         """
-        drawers: Any = kit.models.load(f"drawn/{name.replace('/', '-')}", device)
+        drawn = f"drawn/{name.replace('/', '-')}"
+        if drawn not in kit.models.CATALOGUE:
+            there = [n for n in kit.models.CATALOGUE if f"drawn/{n.replace('/', '-')}" in kit.models.CATALOGUE]
+            raise ValueError(f"no generators are shipped for {name!r}, but for {', '.join(there)}: train some with "
+                             "InterpretGAN(model).fit(x)")
+        drawers: Any = kit.models.load(drawn, device)
         gan = cls(kit.models.load(name, device), list(drawers.shapes), noise=drawers.noise, width=drawers.width)
         gan.drawers = drawers
         if not torch.equal(drawers.fitted_on.cpu(), sha(gan.model)):
@@ -85,6 +97,8 @@ class InterpretGAN(Fitted):
 
     def noise_for(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """n ~ N(0, I), (N, noise): the same for the image at the same place, from generators of one seed."""
+        check_images(x)
+        check_settings({"generator": generator})
         return normal(x.new_empty(len(x), self.noise), Draws(len(x), generator))
 
     def draw(self, layer: str, h: Tensor, n: Tensor) -> Tensor:
@@ -92,6 +106,16 @@ class InterpretGAN(Fitted):
         if layer not in self.layers:
             raise ValueError(f"there is no generator for the layer {layer!r}: there are {', '.join(self.layers)}")
         drawers = self.fitted()
+        shape = drawers.shapes[layer]
+        if h.shape[1:] != shape or not h.is_floating_point():
+            raise ValueError(f"the features of {layer} are floats (N, {', '.join(map(str, shape))}), not {h.dtype} "
+                             f"{tuple(h.shape)}: read(x)[{layer!r}] gives them")
+        if n.shape not in ((len(h), self.noise), (1, self.noise)):
+            raise ValueError(f"n has {self.noise} numbers for each of the {len(h)} images, or for all, not the shape "
+                             f"{tuple(n.shape)}: noise_for(x) gives them")
+        if not bool(h.isfinite().all() & n.isfinite().all()):
+            raise ValueError("features or noise hold NaN or infinity: nothing can be drawn from them")
+        n = n.to(h)
         if drawers.fitted_on.dtype != h.dtype or drawers.fitted_on.device != h.device:
             drawers = copy.deepcopy(drawers).to(h)
         with torch.no_grad():
@@ -134,6 +158,12 @@ class InterpretGAN(Fitted):
         """
         check_images(x)
         device = next((p.device for p in self.model.parameters()), x.device)
+        if len(x) < 2 or batch < 2:
+            raise ValueError(f"a training needs two images in a batch at least, whose features differ: there are "
+                             f"{len(x)} images and batch={batch}")
+        if x.shape[2] != x.shape[3]:
+            raise ValueError(f"generators draw square images, and these are {x.shape[2]} × {x.shape[3]}: crop or pad "
+                             "them")
         with borrowed(self.model, x):
             check_model(self.model, x[:2].to(device))
             with torch.no_grad(), features(self.model, self.layers) as found:
@@ -165,8 +195,13 @@ class InterpretGAN(Fitted):
         turn = torch.arange(len(x), device=x.device) % len(self.layers)
         rows = [(turn == i).nonzero()[:, 0] for i in range(len(self.layers))]
         order = torch.cat(rows)
-        drawn = torch.cat([game.drawers(layer, self.disturbed(h[layer], generator)[at], n[at])
-                           for layer, at in zip(self.layers, rows, strict=True)])
+        given = [self.disturbed(h[layer], generator)[at] for layer, at in zip(self.layers, rows, strict=True)]
+
+        def draw(n: Tensor) -> Tensor:
+            return torch.cat([game.drawers(layer, own, n[at])
+                              for layer, own, at in zip(self.layers, given, rows, strict=True)])
+
+        drawn = draw(n)
         with features(self.model, self.layers) as again:
             z_drawn = self.model(drawn)
         same = []
@@ -174,6 +209,10 @@ class InterpretGAN(Fitted):
             same.append(unread(again[layer][turn[order] == i], h[layer][rows[i]], h[layer]))
         named = F.kl_div(z_drawn.log_softmax(1), z[order].log_softmax(1), log_target=True, reduction="none").sum(1)
         generators = (F.softplus(-game.critic(drawn)) + self.lam * (torch.cat(same) + named)).mean()
+        if self.spread:
+            other = torch.randn(n.shape, generator=generator).to(n)
+            apart = (draw(other) - drawn).abs().flatten(1).mean(1) / (other - n).abs().mean(1)[order]
+            generators = generators - self.spread * apart.mean()
 
         real = x.detach().requires_grad_()
         answer = game.critic(real)
@@ -240,6 +279,7 @@ def stages(model: nn.Module) -> list[str]:
 def read(model: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
     """The features {layer: (N, …)} of images, in chunks, without gradients. Cost: one forward pass."""
     check_images(x)
+    check_fits(model, x)
     parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     with borrowed(model, x), torch.no_grad():
         for rows in chunks(x):
@@ -258,6 +298,9 @@ def answered(model: nn.Module, x: Tensor) -> Tensor:
 def other_answers(answer: Tensor) -> Tensor:
     """A permutation (N,) after which as many places as possible have another answer than before: sorted by answer, and
     turned by half of the most frequent one's number or more. Raises ValueError where all have one answer."""
+    if answer.dim() != 1 or answer.dtype != torch.int64 or not len(answer):
+        raise ValueError(f"answers are class numbers (N,) as int64, one for each image, not {answer.dtype} "
+                         f"{tuple(answer.shape)}")
     most = int(answer.bincount().max())
     if most == len(answer):
         raise ValueError("all images have one answer: whether a drawing follows its features needs two at least")

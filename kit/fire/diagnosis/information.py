@@ -15,6 +15,7 @@ def bits_kept(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
     Outputs are one where they are equal to the last digit. Of four fair bits, max pooling keeps H(1/16) = 0.337 and
     average pooling H(Bin(4, ½)) = 2.031.
     """
+    _rows(x)
     with torch.no_grad():
         h = function(x).flatten(1)
     _, number = torch.unique(h, dim=0, return_counts=True)
@@ -28,6 +29,7 @@ def gains(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float
     In l2 the largest singular value, in l∞ the largest sum of absolute entries of a row. Cost: a backward pass for each
     output of each row.
     """
+    _rows(x)
     jacobians = [torch.autograd.functional.jacobian(lambda v: function(v[None])[0], row).reshape(-1, row.numel())
                  for row in x]
     J = torch.stack(jacobians)
@@ -39,6 +41,7 @@ def rank_kept(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
     Cost: a backward pass for each output of each row.
     """
+    _rows(x)
     ranks = [torch.linalg.matrix_rank(
         torch.autograd.functional.jacobian(lambda v: function(v[None])[0], row).reshape(-1, row.numel())) for row in x]
     return float(torch.stack(ranks).double().mean()) / x[0].numel()
@@ -55,10 +58,21 @@ def information_lost(features: Sequence[Tensor]) -> list[float]:
     of their variance that it drops. A linear decoder finds less than there is, never more but for chance.
     Raises ValueError for fewer than 8 images.
     """
+    if len(features) < 2 or len({len(h) for h in features}) > 1:
+        raise ValueError("features are two sets at least, (N, …) of the same N images, not "
+                         + (", ".join(str(tuple(h.shape)) for h in features) or "none"))
+    if not all(bool(h.isfinite().all()) for h in features):
+        raise ValueError("the features hold NaN or infinity: no decoder can be fitted to them")
     if len(features[0]) < 8:
         raise ValueError(f"a decoder cannot be fitted and tested on {len(features[0])} images: 8 at least, better 500")
     flat = [h.flatten(1).double() for h in features]
     return [explained(a, a) - explained(b, a) for a, b in zip(flat, flat[1:], strict=False)]
+
+
+def _rows(x: Tensor) -> None:
+    if x.dim() < 2 or not x.numel() or not x.is_floating_point() or not bool(x.isfinite().all()):
+        raise ValueError(f"x holds rows (N, …) of finite floats, one at least, not {x.dtype} {tuple(x.shape)}"
+                         + (" with NaN or infinity" if x.is_floating_point() and x.numel() else ""))
 
 
 def explained(h: Tensor, target: Tensor) -> float:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kit.core import Draws, check_images, normal, per_image, uniform
+from kit.core.checks import check_fits, check_settings
+from kit.core.fitted import fingerprint
 from kit.core.network import features, replace
 from kit.fire.diagnosis.drawing import answered, read
 from kit.fire.diagnosis.information import information_lost
@@ -71,10 +73,17 @@ def diagnose(
     differ in shape. Cost: three forward passes of the network, and for each layer three drawings and as many passes of
     the judge.
     """
-    if judge is gan.model:
+    if not all(hasattr(gan, name) for name in ("model", "layers", "noise", "draw")):
+        raise TypeError(f"gan must be a fitted InterpretGAN, not {type(gan).__name__}: the generators of a network's "
+                        "layers, which know it")
+    if judge is gan.model or fingerprint(judge) == fingerprint(gan.model):
         raise ValueError("the judge is the attacked network itself, which reads from any drawing what the attack made "
                          "it read: give another network")
-    check_images(x_adv)
+    check_settings({"generator": generator})
+    for v in (x, x_adv):
+        check_images(v)
+        check_fits(gan.model, v)
+        check_fits(judge, v)
     if x.shape != x_adv.shape:
         raise ValueError(f"x and x_adv are the same images, clean and attacked: {tuple(x.shape)} is not "
                          f"{tuple(x_adv.shape)}")
@@ -104,6 +113,12 @@ def equal_noise(x: Tensor, x_adv: Tensor, generator: torch.Generator | None = No
     The |δ| of each image are permuted among its values; a sign is drawn, and turned where x ± |δ| would leave [0, 1],
     which one of the two never does for |δ| ≤ ½. Raises ValueError for larger differences.
     """
+    for v in (x, x_adv):
+        check_images(v)
+    if x.shape != x_adv.shape:
+        raise ValueError(f"x and x_adv are the same images, clean and attacked: {tuple(x.shape)} is not "
+                         f"{tuple(x_adv.shape)}")
+    check_settings({"generator": generator})
     size = (x_adv - x).abs()
     if float(size.max()) > 0.5:
         raise ValueError(f"a difference of {float(size.max()):.2f} does not fit into [0, 1] on either side of every "
