@@ -102,6 +102,14 @@ def powers(A: dict[str, Tensor], layers: Sequence[str], alpha: float) -> dict[st
     return {name: A[name].sign() * (A[name].abs() + 1e-12) ** alpha for name in layers}
 
 
+def _gain(
+    model: nn.Module, goal: Goal, z: Tensor, v: Tensor, loss: Loss, T: nn.Module | None, gamma: float,
+) -> Tensor:
+    """ℓ(f(x'), y), and with a transformation T what ATTA adds to it, γ ℓ(f(T(x')), y)."""
+    value = goal.gain(z, loss)
+    return value if T is None else value + gamma * goal.gain(model(laid_out(T(v))), loss)
+
+
 def _apart(P: dict[str, Tensor], clean: dict[str, Tensor]) -> Tensor:
     """Σ_k ‖P_k(x') − P_k(x)‖₂², (N,)."""
     return torch.stack([(P[name] - clean[name].detach()).square().flatten(1).sum(1) for name in P]).sum(0)
@@ -122,14 +130,16 @@ def _turned(H: dict[str, Tensor], clean: dict[str, Tensor]) -> Tensor:
 def tap(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, lam: float = 0.005, eta: float = 0.01,
     alpha: float = 0.5, s: int = 3, layers: Sequence[str] | None = None, mu: float = 0.0, kernel: int = 1,
-    target: Tensor | None = None, loss: Loss = cross_entropy, **how: Unpack[Steps],
+    target: Tensor | None = None, loss: Loss = cross_entropy, T: nn.Module | None = None, gamma: float = 1.0,
+    **how: Unpack[Steps],
 ) -> Tensor:
     """Transferable adversarial perturbations: drive the features of every stage apart, by a smooth perturbation.
 
         max ℓ(f(x'), y) + λ Σ_k ‖P(A_k(x)) − P(A_k(x'))‖₂² + η Σ_i |(x − x' averaged over s×s)_i|
 
     with P(v) = sign(v)(|v| + 1e-12)^α. The default `layers` are all stages (`blocks`); the box runs over every pixel.
-    With lam = eta = 0 it is `bim`. Cost: `steps` forward and backward passes and one forward pass.
+    With lam = eta = 0 it is `bim`. T, γ add the term of `kit.attacks.atta` (then lam = eta = 0 is `atta`).
+    Cost: `steps` forward and backward passes and one forward pass; with T twice as many.
     Source: Zhou et al., Transferable adversarial perturbations, ECCV 2018; the constants are those of its
     reimplementations, which agree.
     """
@@ -138,7 +148,8 @@ def tap(
 
     def objective(v: Tensor, k: int) -> Tensor:
         z, A = _read(model, v, layers)
-        return goal.gain(z, loss) + lam * _apart(powers(A, layers, alpha), clean) + eta * _rough(v - x, s)
+        value = _gain(model, goal, z, v, loss, T, gamma)
+        return value + lam * _apart(powers(A, layers, alpha), clean) + eta * _rough(v - x, s)
 
     return travel(objective, x, eps=eps, mu=mu, kernel=kernel, **how)
 
@@ -148,7 +159,7 @@ def ata(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, lam: float = 1.0,
     layers: Sequence[str] | None = None, of: str = "logit", unit: bool = False, create_graph: bool = False,
     smooth: float | None = None, mu: float = 0.0, kernel: int = 1, target: Tensor | None = None,
-    loss: Loss = cross_entropy, **how: Unpack[Steps],
+    loss: Loss = cross_entropy, T: nn.Module | None = None, gamma: float = 1.0, **how: Unpack[Steps],
 ) -> Tensor:
     """Attention-guided transfer attack: raise the loss, and change what the network attends to.
 
@@ -160,8 +171,9 @@ def ata(
     the attention of y, and maximises −ℓ(f(x'), target). With create_graph, α is differentiated too; in a network of
     ReLUs that changes nothing for the logit, since α is constant where the ReLUs do not switch, unless smooth = τ lets
     them differentiate smoothly (`kit.core.smooth_relu`; for the loss too, so compare with lam = 0 and the same τ). With
-    lam = 0 and no smooth it is `bim`, bit for bit.
-    Cost: `steps` forward and backward passes and as many backward passes from the logits to the layers, and both once.
+    lam = 0 and no smooth it is `bim`, bit for bit. T, γ add the term of `kit.attacks.atta`, and lam = 0 is then `atta`.
+    Cost: `steps` forward and backward passes and as many backward passes from the logits to the layers, and both once;
+    with T `steps` forward and backward passes more.
     Source: Wu et al., Boosting the transferability of adversarial samples via attention, CVPR 2020, algorithm 1.
     """
     layers, goal = layers or middle(model), Goal(y, target)
@@ -172,7 +184,7 @@ def ata(
 
     def objective(v: Tensor, k: int) -> Tensor:
         z, H = look(v)
-        return goal.gain(z, loss) + lam * _turned(H, clean)
+        return _gain(model, goal, z, v, loss, T, gamma) + lam * _turned(H, clean)
 
     with smooth_relu(smooth) if smooth else nullcontext():
         clean = look(leaf(x))[1]
@@ -184,9 +196,11 @@ def tap_ata(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float | Tensor, lam: float = 1.0,
     layers: Sequence[str] | None = None, of: str = "logit", unit: bool = False, lam_tap: float = 0.005,
     eta: float = 0.01, alpha: float = 0.5, s: int = 3, layers_tap: Sequence[str] | None = None, mu: float = 0.0,
-    kernel: int = 1, target: Tensor | None = None, loss: Loss = cross_entropy, **how: Unpack[Steps],
+    kernel: int = 1, target: Tensor | None = None, loss: Loss = cross_entropy, T: nn.Module | None = None,
+    gamma: float = 1.0, **how: Unpack[Steps],
 ) -> Tensor:
     """TAP with ATA's term added to its objective; lam, layers, of and unit are ATA's. With lam = 0 it is `tap`.
+    T, γ add that of `kit.attacks.atta`.
 
     Cost: that of `ata`, and one forward pass. Source: Wu et al., CVPR 2020; the thesis, "Complementary effect".
     """
@@ -198,7 +212,7 @@ def tap_ata(
 
     def objective(v: Tensor, k: int) -> Tensor:
         z, H, P = look(v)
-        return (goal.gain(z, loss) + lam * _turned(H, clean_H) + lam_tap * _apart(P, clean_P)
+        return (_gain(model, goal, z, v, loss, T, gamma) + lam * _turned(H, clean_H) + lam_tap * _apart(P, clean_P)
                 + eta * _rough(v - x, s))
 
     _, clean_H, clean_P = look(leaf(x))

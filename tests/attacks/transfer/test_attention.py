@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kit.attacks import ata, bim, tap, tap_ata
+from kit.attacks import Transformation, ata, atta, bim, tap, tap_ata
 from kit.attacks.transfer import attention, blocks, channel_weights, middle
 from kit.core import Ensemble, Trace, cross_entropy, features, generator, margin
 from kit.explain import grad_cam
@@ -174,3 +174,22 @@ def test_layers_have_defaults_that_depend_on_the_family():
     assert middle(pair) == ["models.0.block2", "models.1.layer3"]
     with pytest.raises(ValueError, match="name its layers"):
         blocks(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)))
+
+
+def test_through_a_transformation_the_terms_of_atta_are_added(resnet, scenes):
+    """With no term of their own they are `atta`; through the identity γ = 1 is a loss that counts twice."""
+    x, y = scenes[0][:4], scenes[1][:4]
+    theta = torch.cat([Transformation.start("random", 3, 3, 3, generator(seed)).theta for seed in range(4)])
+    T = Transformation(theta)  # one for each image
+    plain = atta(resnet, x, y, T=T, eps=EPS, gamma=2.0)
+    assert not torch.equal(plain, bim(resnet, x, y, eps=EPS))
+    assert torch.equal(tap(resnet, x, y, eps=EPS, T=T, gamma=2.0, lam=0.0, eta=0.0), plain)
+    assert torch.equal(ata(resnet, x, y, eps=EPS, T=T, gamma=2.0, lam=0.0), plain)
+    off = {"lam": 0.0, "lam_tap": 0.0, "eta": 0.0}
+    assert torch.equal(tap_ata(resnet, x, y, eps=EPS, T=T, gamma=2.0, **off), plain)
+    same = nn.Identity()
+    for attack, halved in ((ata, {"lam": 4.0}), (tap, {"lam": 0.004, "eta": 0.01}),
+                           (tap_ata, {"lam": 4.0, "lam_tap": 0.004, "eta": 0.01})):
+        twice = attack(resnet, x, y, eps=EPS, T=same, steps=2, **{k: 2 * v for k, v in halved.items()})
+        once = attack(resnet, x, y, eps=EPS, steps=2, **halved)
+        assert float((twice - once).abs().lt(1e-6).float().mean()) > 0.99
