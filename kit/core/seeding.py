@@ -1,4 +1,4 @@
-"""Randomness comes from a `generator=`; nothing here touches the ambient random state. And where things are computed."""
+"""Randomness comes from a `generator=`; nothing here touches the ambient random state. And on what is computed."""
 from __future__ import annotations
 
 import os
@@ -118,4 +118,4 @@ def repeatable_cuda() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would write every new tensor twice
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -98,6 +98,9 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Run what is up to date, measure what is kept.")] = False,
     in_place: Annotated[bool, typer.Option("--in-place", help="Refresh the notebooks' own outputs.")] = False,
     timeout: Annotated[float | None, typer.Option(help="Seconds a notebook may take.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Run on the workers of a dask cluster: its address, or local:N.")
+    ] = None,
 ) -> None:
     """Execute notebooks; skip what is up to date."""
     done: list[Result] = []
@@ -120,6 +123,7 @@ def run(
                 timeout=timeout,
                 console=console,
                 finished=finished,
+                cluster=cluster,
             )
         except KeyboardInterrupt:
             good = sum(result.good for result in done)

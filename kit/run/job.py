@@ -21,6 +21,7 @@ from kit.run.files import (
     UserError,
     code_key,
     injected,
+    needs,
     parameters,
     read,
     run_key,
@@ -65,6 +66,7 @@ class Job:
     result: Result | None = None
     source: str = ""
     share: float = 0.0  # of its cells that are done
+    needs: dict[str, float] = field(default_factory=dict)  # of a worker of a cluster
 
     @property
     def partial(self) -> Path:
@@ -180,6 +182,7 @@ def prepare(notebook: Path, given: dict[str, Any], folder: Path, in_place: bool,
         expected=earlier.get("seconds") or (stamp(nb).get("seconds") if given["profile"] == "quick" else None),
         up_to_date=good and not force,
         earlier=earlier,
+        needs=needs(nb, notebook, given["profile"], given["device"]),
     )
 
 
