@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -227,6 +228,20 @@ def moving(
         for name in names or of.FIGURES:
             for path in of.write(name, ROOT / of.FOLDER):
                 console.print(f"written: {escape(_short(path))}", soft_wrap=True)
+
+
+@app.command()
+def times(
+    folders: Annotated[list[Path] | None, typer.Argument(help="Folders of runs; none means those in runs/.")] = None,
+) -> None:
+    """Keep what runs took, by chapter, profile and device, for the page on hardware."""
+    with _mistakes():
+        from kit.run.times import FILE, gathered
+
+        there = [path for path in (ROOT / "runs" / "quick", ROOT / "runs" / "full") if path.is_dir()]
+        found = gathered(folders or there)
+        (ROOT / FILE).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        console.print(f"written: {escape(_short(ROOT / FILE))}", soft_wrap=True)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from kit.run.files import (
     UserError,
     code_key,
     injected,
+    measured_beside,
     needs,
     parameters,
     read,
@@ -137,6 +138,14 @@ def beside(notebook: Path, kind: str) -> str:
     return f"{notebook.stem}.{kind}.ipynb"
 
 
+def _groups(path: Path) -> int:
+    """How many groups of figures a full run finds kept, which it need not measure."""
+    try:
+        return len(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return 0
+
+
 def prepare(notebook: Path, given: dict[str, Any], folder: Path, in_place: bool, force: bool) -> Job:
     nb = read(notebook)
     try:
@@ -172,6 +181,7 @@ def prepare(notebook: Path, given: dict[str, Any], folder: Path, in_place: bool,
             "commit": _commit(),
             "source": code_key(nb),
             "key": key,
+            **({"kept": 0 if force else _groups(measured_beside(notebook))} if given["profile"] == "full" else {}),
         },
     }
     return Job(

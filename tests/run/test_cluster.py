@@ -272,6 +272,22 @@ def test_a_worker_that_differs_is_refused_by_its_name(client, here, tmp_path, ch
     assert not (tmp_path / "out").exists()
 
 
+def test_the_cells_of_a_grid_go_to_the_workers_and_are_kept(client, here, tmp_path, monkeypatch):
+    from kit.report import Measured
+
+    client.wait_for_workers(2, timeout=120)
+    monkeypatch.setenv("KIT_CLUSTER", here)
+    measured = Measured(tmp_path / "a_measured.json", write=True, seed=0)
+
+    def trial(way, k):
+        return [os.getpid(), f"{way}{k}"]
+
+    measured.fill("g", "cells", trial, {f"{way}, {k}": (way, k) for way in "ab" for k in range(3)})
+    cells = json.loads((tmp_path / "a_measured.json").read_text())["g"]["cells"]
+    assert {cell: name for cell, (_, name) in cells.items()} == {f"{w}, {k}": f"{w}{k}" for w in "ab" for k in range(3)}
+    assert {pid for pid, _ in cells.values()} <= set(client.run(os.getpid).values())
+
+
 def test_what_no_worker_offers_is_refused(here, tmp_path):
     notebook = write(tmp_path / "a.ipynb", "1")
     nb = json.loads(notebook.read_text())
