@@ -37,7 +37,7 @@ LOSSES = 10  # so often a notebook starts again because its worker was lost
 PAUSE = 0.5  # seconds between two looks at the workers
 
 
-def dask() -> Any:
+def package() -> Any:
     """The package distributed. Raises UserError where it is not installed."""
     try:
         import distributed
@@ -158,7 +158,7 @@ def differing(here: dict[str, str], there: dict[str, str]) -> str:
 @contextmanager
 def cluster(address: str, gpus: bool = False) -> Iterator[Any]:
     """A client of the cluster: of one that is there, or of processes of this machine that end with the block."""
-    distributed = dask()
+    distributed = package()
     if not address.startswith("local:"):
         try:
             client = distributed.Client(address, timeout=10, set_as_default=False)
@@ -173,7 +173,13 @@ def cluster(address: str, gpus: bool = False) -> Iterator[Any]:
     number = address.removeprefix("local:")
     if not number.isdigit() or int(number) < 1:
         raise UserError(f"local:N starts N workers on this machine, at least 1: not {address!r}")
-    with tempfile.TemporaryDirectory(prefix="kit-workers-", ignore_cleanup_errors=True) as folder:
+    import dask.config
+
+    patient = {f"distributed.comm.timeouts.{name}": "300s" for name in ("connect", "tcp")}  # on a busy machine
+    with (
+        dask.config.set(patient),
+        tempfile.TemporaryDirectory(prefix="kit-workers-", ignore_cleanup_errors=True) as folder,
+    ):
         workers = dict(_local(int(number), folder, gpus))
         scheduler = {"cls": distributed.Scheduler,
                      "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": None, "dashboard": False}}
@@ -198,7 +204,7 @@ def _local(number: int, folder: str, gpus: bool) -> Iterator[tuple[str, dict[str
         variables = {}
         if i < count:
             offers["GPU"], variables["CUDA_VISIBLE_DEVICES"] = 1, str(i)
-        yield f"local-{i}", {"cls": dask().Nanny, "options": {
+        yield f"local-{i}", {"cls": package().Nanny, "options": {
             "nthreads": 1, "host": "127.0.0.1", "resources": offers, "env": variables, "memory_limit": 0,
             "local_directory": folder, "dashboard": False, "silence_logs": logging.CRITICAL,
         }}  # fmt: skip

@@ -311,7 +311,7 @@ def test_whichever_way_the_runner_ends_no_process_stays(tmp_path, how):
         end = time.monotonic() + 300
         while not (pid.exists() and pid.read_text()):
             assert time.monotonic() < end, "the notebook did not start"
-            assert runner.poll() is None
+            assert runner.poll() is None, runner.stderr.read()
             time.sleep(0.1)
         tree = [child.pid for child in psutil.Process(runner.pid).children(recursive=True)]
         runner.send_signal(how)
