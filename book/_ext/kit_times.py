@@ -8,7 +8,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from kit.run.files import chapters
-from kit.run.times import COLUMNS, FILE, gpus, table
+from kit.run.times import COLUMNS, FILE, gpus, on_paper, table
 
 
 def entry(*content: nodes.Node) -> nodes.entry:
@@ -37,7 +37,8 @@ class RunTimes(SphinxDirective):
         columns = [nodes.colspec(colwidth=width) for width in (4, *[1] * len(COLUMNS))]
         group = nodes.tgroup("", *columns, nodes.thead("", head), nodes.tbody("", *rows), cols=len(columns))
         names = ", ".join(gpus(root)) or "none yet"
-        return [nodes.table("", group, classes=["kit-times"]), nodes.paragraph("", f"GPU of these runs: {names}.")]
+        said = [f"GPU of these runs: {names}.", *on_paper(root)]
+        return [nodes.table("", group, classes=["kit-times"]), *(nodes.paragraph("", words) for words in said)]
 
 
 def setup(app: Sphinx) -> dict:

@@ -99,6 +99,8 @@ class Crew:
         there = set(self.client.nthreads())
         for address in set(self.workers) - there:
             del self.workers[address]
+        for address in set(self.refused) - there:
+            del self.refused[address]
         new = sorted(there - set(self.workers) - set(self.refused))
         if not new:
             return
@@ -129,6 +131,12 @@ class Crew:
         """The worker with room for a job that has most of it left."""
         free = [worker for worker in self.workers.values() if worker.room(job.needs)]
         return max(free, key=lambda worker: worker.threads - len(worker.taken), default=None)
+
+    def nobody(self) -> str:
+        """Why none of the workers that are there gets anything; empty where one does, and where none is there."""
+        if any(not worker.out for worker in self.workers.values()):
+            return ""
+        return "; ".join([*(f"{w.name}: {w.out}" for w in self.workers.values()), *self.refused.values()])
 
     @property
     def threads(self) -> int:
@@ -181,8 +189,8 @@ def cluster(address: str, gpus: bool = False) -> Iterator[Any]:
         tempfile.TemporaryDirectory(prefix="kit-workers-", ignore_cleanup_errors=True) as folder,
     ):
         workers = dict(_local(int(number), folder, gpus))
-        scheduler = {"cls": distributed.Scheduler,
-                     "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": None, "dashboard": False}}
+        options = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0", "dashboard": False}
+        scheduler = {"cls": distributed.Scheduler, "options": options}
         with (
             distributed.SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL) as here,
             distributed.Client(here, set_as_default=False) as client,
@@ -297,10 +305,9 @@ class _Run:
                     self.send(job, worker)
                 except OSError as error:
                     self.done(job, Result(job.notebook, job.target, "failed", error=str(error)))
-        if self.waiting and not self.orders and self.crew.workers and all(w.out for w in self.crew.workers.values()):
-            why = "; ".join(f"{w.name}: {w.out}" for w in self.crew.workers.values())
+        if self.waiting and not self.orders and (why := self.crew.nobody()):
             for job in self.waiting:
-                self.done(job, Result(job.notebook, job.target, "failed", error=f"no worker is left, {why}"))
+                self.done(job, Result(job.notebook, job.target, "failed", error=f"no worker is left: {why}"))
             self.waiting = []
 
     def send(self, job: Job, worker: Worker) -> None:

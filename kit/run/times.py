@@ -73,6 +73,27 @@ def table(root: Path = ROOT) -> list[tuple[str, list[str]]]:
 COLUMNS = ("quick, CPU min", "GiB", "quick, GPU min", "full, CPU min", "GiB", "full, GPU min")
 
 
+def spread(times: Iterable[float], workers: int) -> float:
+    """How long it takes when each worker that is free takes the longest that is left, as on a cluster."""
+    busy = [0.0] * workers
+    for took in sorted(times, reverse=True):
+        busy[busy.index(min(busy))] += took
+    return max(busy)
+
+
+def on_paper(root: Path = ROOT) -> list[str]:
+    """How long all chapters take under the quick profile on 1, 2, 4 and 8 workers of a core, in sentences."""
+    said = [noted(read(path)) for path in chapters(root)]
+    times = [took[2]["cpu"] / 60 for took in said if took and took[:2] == ("quick", "cpu")]
+    memory = [took[2]["memory"] / 1024 for took in said if took]
+    if not times:
+        return []
+    ways = ", ".join(f"{spread(times, n):.1f} on {n}" for n in (2, 4, 8))
+    return [f"All {len(times)} chapters under the quick profile: {sum(times):.1f} minutes of one core; with the "
+            f"longest first {ways} workers of one core and {max(memory):.1f} GiB each. The longest takes "
+            f"{max(times):.1f}: fewer than that no number of workers can reach."]
+
+
 def gpus(root: Path = ROOT) -> list[str]:
     """The GPUs of the runs."""
     devices = {d for profiles in known(root).values() for on in profiles.values() for d in on}

@@ -404,6 +404,12 @@ def test_a_late_worker_that_differs_gets_nothing_and_is_named():
     crew.look()
     assert set(crew.workers) == {"tcp://c"}
     assert crew.threads == 1
+    assert crew.nobody() == ""
+    crew.workers["tcp://c"].out = "its disk is full"
+    assert crew.nobody().startswith("c: its disk is full; the worker b")
+    there.clear()
+    crew.look()
+    assert crew.nobody() == ""  # others may come
 
 
 def test_data_are_the_same_by_names_sizes_and_ends(tmp_path, monkeypatch):

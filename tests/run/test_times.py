@@ -49,6 +49,9 @@ def test_the_table_is_of_the_committed_stamps_and_of_the_runs_that_were_gathered
         ("notebooks/b.ipynb", ["0.5", "2.0", "–", "–", "–", "≥ 5.0"]),
     ]
     assert times.gpus(root) == ["H"]
+    (said,) = times.on_paper(root)
+    assert said.startswith("All 2 chapters under the quick profile: 0.9 minutes of one core;")
+    assert "first 0.5 on 2, 0.5 on 4" in said
     stamped(root / "notebooks" / "a.ipynb", cpu=12.0)  # the committed stamp is read when the book is built
     assert times.table(root)[0][1][0] == "0.2"
 
@@ -62,6 +65,12 @@ def test_a_full_run_that_only_looked_replaces_none_that_measured(root):
     assert run(cpu=20.0, kept=3) == 600.0
     assert run(cpu=500.0, kept=0) == 500.0  # all of it was measured
     assert run(cpu=700.0, kept=1) == 700.0
+
+
+def test_what_several_workers_would_take():
+    assert times.spread([3, 3, 2, 2, 2], 2) == 7  # 3 + 2 + 2 and 3 + 2: the free one takes the longest that is left
+    assert times.spread([5, 1, 1], 2) == 5
+    assert times.spread([1, 2, 3], 1) == 6
 
 
 def test_what_is_no_run_is_refused_or_left_out(root):
