@@ -96,7 +96,11 @@ class Crew:
 
     def look(self) -> None:
         """Learn which workers are there. A new one with another version or other data than the rest gets nothing."""
-        there = set(self.client.nthreads())
+        try:
+            there = set(self.client.nthreads())
+        except OSError as error:
+            raise UserError(f"the dask scheduler is gone ({type(error).__name__}): start it again with its workers, "
+                            "and the same command goes on from there") from None
         for address in set(self.workers) - there:
             del self.workers[address]
         for address in set(self.refused) - there:

@@ -412,6 +412,15 @@ def test_a_late_worker_that_differs_gets_nothing_and_is_named():
     assert crew.nobody() == ""  # others may come
 
 
+def test_a_scheduler_that_is_gone_is_one_sentence():
+    def gone():
+        raise OSError("Timed out")
+
+    client = SimpleNamespace(nthreads=gone, subscribe_topic=lambda *_: None)
+    with pytest.raises(UserError, match=r"the dask scheduler is gone \(OSError\): start it again"):
+        cluster.Crew(client, [], "quick", print).look()
+
+
 def test_data_are_the_same_by_names_sizes_and_ends(tmp_path, monkeypatch):
     from kit.run.worker import data_at_hand
 
