@@ -14,22 +14,26 @@ import json
 import logging
 import os
 import queue
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from kit.report.measured import merged, written
 from kit.run.execute import EDITED, FULL_DISK
 from kit.run.files import UserError, code_of, files_beside, measured_beside, read
-from kit.run.job import Job, Result, relative
+from kit.run.job import Job, Result, end, kernel_environment, relative
 from kit.run.notebooks import shown, threads_each
 from kit.run.worker import execute_order, facts, setup, text_of
 
@@ -188,38 +192,64 @@ def cluster(address: str, gpus: bool = False) -> Iterator[Any]:
     import dask.config
 
     patient = {f"distributed.comm.timeouts.{name}": "300s" for name in ("connect", "tcp")}  # on a busy machine
+    options = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0", "dashboard": False}
+    scheduler = {"cls": distributed.Scheduler, "options": options}
     with (
         dask.config.set(patient),
         tempfile.TemporaryDirectory(prefix="kit-workers-", ignore_cleanup_errors=True) as folder,
+        distributed.SpecCluster({}, scheduler, silence_logs=logging.CRITICAL) as here,
+        distributed.Client(here, set_as_default=False) as client,
+        _processes(int(number), here.scheduler_address, Path(folder), gpus),
     ):
-        workers = dict(_local(int(number), folder, gpus))
-        options = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0", "dashboard": False}
-        scheduler = {"cls": distributed.Scheduler, "options": options}
-        with (
-            distributed.SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL) as here,
-            distributed.Client(here, set_as_default=False) as client,
-        ):
-            yield client
+        yield client
 
 
-def _local(number: int, folder: str, gpus: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Workers of one thread that share this machine's memory; the first of them have a GPU each."""
-    import psutil
+@contextmanager
+def _processes(number: int, address: str, folder: Path, gpus: bool) -> Iterator[None]:
+    """Workers of one thread on this machine, which share its memory; the first of them have a GPU each.
 
-    count = 0
-    if gpus:
-        import torch
+    One that ends is started anew under another name: the scheduler may still know the old one.
+    """
+    workers: dict[int, subprocess.Popen[bytes]] = {}
+    starts, over = Counter[int](), threading.Event()
+    count = _gpus() if gpus else 0
 
-        count = torch.cuda.device_count()
-    for i in range(number):
-        offers: dict[str, float] = {"memory": psutil.virtual_memory().total / 2**30 / number}
-        variables = {}
-        if i < count:
-            offers["GPU"], variables["CUDA_VISIBLE_DEVICES"] = 1, str(i)
-        yield f"local-{i}", {"cls": package().Nanny, "options": {
-            "nthreads": 1, "host": "127.0.0.1", "resources": offers, "env": variables, "memory_limit": 0,
-            "local_directory": folder, "dashboard": False, "silence_logs": logging.CRITICAL,
-        }}  # fmt: skip
+    def start(i: int) -> subprocess.Popen[bytes]:
+        name = f"local-{i}" + (f".{starts[i]}" if starts[i] else "")
+        starts[i] += 1
+        offers = f"memory={psutil.virtual_memory().total / 2**30 / number:.3f}" + (",GPU=1" if i < count else "")
+        variables = kernel_environment(1, gpu=i < count) | ({"CUDA_VISIBLE_DEVICES": str(i)} if i < count else {})
+        command = [sys.executable, "-m", "dask", "worker", address, "--name", name, "--resources", offers]
+        command += ["--nthreads", "1", "--no-nanny", "--memory-limit", "0", "--no-dashboard", "--host", "127.0.0.1"]
+        command += ["--local-directory", str(folder), "--preload", "kit.run.worker"]
+        with (folder / f"{name}.log").open("wb") as log:
+            return subprocess.Popen(command, env={**os.environ, **variables}, stdin=subprocess.DEVNULL, stdout=log,
+                                    stderr=log, start_new_session=True)
+
+    def keep() -> None:
+        while True:
+            for i in range(number):
+                if i not in workers or workers[i].poll() is not None:
+                    workers[i] = start(i)
+            if over.wait(PAUSE):
+                return
+
+    watch = threading.Thread(target=keep, daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watch.join()
+        for process in workers.values():
+            end(process.pid)
+            process.wait()
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def run_on_cluster(
@@ -240,15 +270,15 @@ def run_on_cluster(
     say = console.print if console is not None else (lambda *_, **__: None)
     with cluster(address, any(job.needs.get("GPU") for job in todo)) as client:
         crew = Crew(client, todo, todo[0].request["stamp"]["profile"], lambda text: say(text, soft_wrap=True))
-        _ready(crew, todo, device)
+        _ready(crew, todo, device, waits=not address.startswith("local:"))
         with shown(todo, console) as show:
             _Run(crew, todo, limit, in_place, anew, finished, show).run()
 
 
-def _ready(crew: Crew, todo: list[Job], device: str) -> None:
+def _ready(crew: Crew, todo: list[Job], device: str, *, waits: bool) -> None:
     """Wait for the first workers, refuse those that differ, and notebooks that none of them can run."""
     crew.look()
-    if not crew.workers and not crew.refused:
+    if waits and not crew.workers and not crew.refused:
         crew.say("The cluster has no worker yet: waiting for one.")
     while not crew.workers and not crew.refused:
         time.sleep(PAUSE)

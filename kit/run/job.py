@@ -205,10 +205,18 @@ def kill(job: Job) -> None:
             process = psutil.Process(pid or 0)
             if not any(program in word for word in process.cmdline()):  # its number was given to another process
                 continue
-            tree = [process, *process.children(recursive=True)]
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        for one in tree:
+        end(process.pid)
+
+
+def end(pid: int) -> None:
+    """Kill a process and everything it has started."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        process = psutil.Process(pid)
+        for one in [process, *process.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
 

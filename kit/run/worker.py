@@ -17,6 +17,7 @@ from kit.report.grids import CLUSTER
 from kit.run.execute import FULL_DISK
 from kit.run.files import ROOT, installed, measured_beside, package_key, versions, weights_used
 from kit.run.job import Job, beside, kernel_environment, kill, perform
+from kit.run.kernel import end_with_the_parent
 from kit.run.notebooks import cores, warm_up
 
 PAUSE = 0.5  # seconds between two reports of a notebook
@@ -64,6 +65,11 @@ def _fingerprint(path: Path) -> str:
             content.seek(max(0, size - 4096))
             digest.update(content.read(4096))
     return digest.hexdigest()
+
+
+def dask_setup(worker: Any) -> None:
+    """Called by dask when a worker of this machine starts (`--preload`): it ends with the runner, however that ends."""
+    end_with_the_parent()
 
 
 @lru_cache(maxsize=1)
