@@ -40,6 +40,8 @@ class Service:
         self, model: nn.Module, *, digits: int | None = None, latency: float = 0.0, rate: float | None = None,
         failures: float = 0.0, seed: int = 0,
     ):
+        parameters = getattr(model, "parameters", lambda: ())()  # a function has none
+        self._where = next((p.device for p in parameters), torch.device("cpu"))
         self.model, self.digits, self.latency, self.rate, self.failures = model, digits, latency, rate, failures
         self.billed, self._free, self._source, self._lock = 0, 0.0, generator(seed), threading.Lock()
         self._server: ThreadingHTTPServer | None = None
@@ -76,7 +78,7 @@ class Service:
                 return 429, {"error": "too many images a second", "wait": self._free - now}
             self._free = max(now, self._free) + len(x) / self.rate if self.rate else 0.0
             with torch.no_grad():
-                p = self.model(x).softmax(1)
+                p = self.model(x.to(self._where)).softmax(1)
             self.billed += len(x)
             if float(torch.rand(1, generator=self._source)) < self.failures:
                 return 500, {"error": "the answer was lost"}

@@ -2,9 +2,11 @@
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from kit.report.grids import computed
 
 ANEW = "KIT_MEASURE_ANEW"  # set by `kit run --profile full --force`
 
@@ -25,6 +27,7 @@ class Measured(dict[str, dict[str, Any]]):
             measured.keep("mnist", auc=…)
         for way in measured.missing("svhn", "ways", ways):
             measured.add("svhn", "ways", way, ways[way]())
+        measured.fill("seeds", "accuracy", trained, {f"{way}, {k}": (way, k) for way in ways for k in range(5)})
 
     All is measured anew where the file is deleted, or by `kit run --profile full --force`; a group alone where another
     seed made it, or once it is taken out of the file. Raises ValueError for a file that is no such dict.
@@ -54,9 +57,7 @@ class Measured(dict[str, dict[str, Any]]):
             return
         self[name] = self.made(name) | self.about | _finite(figures)
         self.stale.discard(name)
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text(json.dumps(self, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(self.path)
+        written(self.path, self)
 
     def made(self, name: str) -> dict[str, Any]:
         """The figures of a group; none where it is to be made anew, or was made otherwise, as from another seed."""
@@ -75,9 +76,49 @@ class Measured(dict[str, dict[str, Any]]):
         there = self.made(name).get(figure, {})
         return [cell for cell in cells if cell not in there] if self.write else []
 
+    def fill(
+        self, name: str, figure: str, function: Callable[..., Any], cells: Mapping[str, tuple[Any, ...]], **figures: Any
+    ) -> None:
+        """Compute the missing cells of a figure, `function(*arguments)` for each, side by side where there is room
+        (`kit.report.grids.computed`), and keep each with `figures` as it is done."""
+        missing = self.missing(name, figure, cells)
+        for cell, value in computed(function, {cell: cells[cell] for cell in missing}):
+            self.add(name, figure, cell, value, **figures)
+
     def add(self, name: str, figure: str, cell: str, value: Any, **figures: Any) -> None:
         """Keep one cell of a figure that is a dict, and other figures with it."""
         self.keep(name, **figures, **{figure: self.made(name).get(figure, {}) | {cell: value}})
+
+
+def written(path: Path, groups: dict[str, dict[str, Any]]) -> None:
+    """Write the groups, in place of the file only once they are all there."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(json.dumps(groups, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def merged(
+    here: dict[str, dict[str, Any]], before: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The groups that stand here, with those that another run found which started from `before`.
+
+    A group that only one of them has changed is that one's. Where both have, it is the run's, with the cells that only
+    ours has if all else that both hold is equal.
+    """
+    whole = dict(here)
+    for name, group in found.items():
+        ours, common = here.get(name, {}), before.get(name, {})
+        if group == common:
+            continue
+        both = ours.keys() & group.keys()
+        cells = {key for key in both if isinstance(ours[key], dict) and isinstance(group[key], dict)}
+        alike = all(ours[key] == group[key] for key in both - cells)
+        united = ours | group | {key: ours[key] | group[key] for key in cells}
+        whole[name] = united if ours != common and alike else group
+    return whole
 
 
 def _finite(value: Any) -> Any:

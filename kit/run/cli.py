@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -98,6 +99,9 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Run what is up to date, measure what is kept.")] = False,
     in_place: Annotated[bool, typer.Option("--in-place", help="Refresh the notebooks' own outputs.")] = False,
     timeout: Annotated[float | None, typer.Option(help="Seconds a notebook may take.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Run on the workers of a dask cluster: its address, or local:N.")
+    ] = None,
 ) -> None:
     """Execute notebooks; skip what is up to date."""
     done: list[Result] = []
@@ -120,6 +124,7 @@ def run(
                 timeout=timeout,
                 console=console,
                 finished=finished,
+                cluster=cluster,
             )
         except KeyboardInterrupt:
             good = sum(result.good for result in done)
@@ -223,6 +228,20 @@ def moving(
         for name in names or of.FIGURES:
             for path in of.write(name, ROOT / of.FOLDER):
                 console.print(f"written: {escape(_short(path))}", soft_wrap=True)
+
+
+@app.command()
+def times(
+    folders: Annotated[list[Path] | None, typer.Argument(help="Folders of runs; none means those in runs/.")] = None,
+) -> None:
+    """Keep what runs took, by chapter, profile and device, for the page on hardware."""
+    with _mistakes():
+        from kit.run.times import FILE, gathered
+
+        there = [path for path in (ROOT / "runs" / "quick", ROOT / "runs" / "full") if path.is_dir()]
+        found = gathered(folders or there)
+        (ROOT / FILE).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        console.print(f"written: {escape(_short(ROOT / FILE))}", soft_wrap=True)
 
 
 @app.command()

@@ -20,6 +20,8 @@ from typing import Any
 
 from kit.run.files import VOLATILE, content_key, injected, stamp
 
+FULL_DISK = "the disk is full"
+EDITED = "the notebook was edited while it ran, and is left as it is: run it again"
 PROBE = "__import__('kit.run.probe', fromlist=['probe']).probe()"
 
 
@@ -253,7 +255,7 @@ def execute(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict
         if job["in_place"] and (noise := _stderr(done)):
             return failed("the cell wrote to stderr, which committed notebooks must not", noise[0], noise[1])
         if job["in_place"] and Path(job["notebook"]).read_text(encoding="utf-8") != text:
-            return failed("the notebook was edited while it ran, and is left as it is: run it again")
+            return failed(EDITED)
         seconds = round(time.monotonic() - start, 1)
         note = {**job["stamp"], "device": seen.get("device", "cpu"), "memory": seen.get("memory", 0)}
         note |= {"seconds": seconds, "cpu": seen.get("cpu", 0.0)}
@@ -263,7 +265,7 @@ def execute(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict
         partial.unlink(missing_ok=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return failed(f"the disk is full: free some space for {target.parent} and run again")
+            return failed(f"{FULL_DISK}: free some space for {target.parent} and run again")
         return failed(f"{error.strerror}: {error.filename or target}")
     except Exception as error:
         return failed(f"{type(error).__name__}: {error}", seen.get("source", ""))

@@ -144,8 +144,8 @@ def versions() -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
-def environment_key() -> str:
-    """sha256 of the lock, and of the installed version of each package that `kit` requires."""
+def installed() -> dict[str, str]:
+    """The version of each package that `kit` requires, "none" where there is none."""
     found: dict[str, str] = {}
     try:
         required = importlib.metadata.requires("interpretable-adversarial-kit") or []
@@ -158,8 +158,14 @@ def environment_key() -> str:
                 found[name] = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
                 found[name] = "none"
+    return found
+
+
+@lru_cache(maxsize=1)
+def environment_key() -> str:
+    """sha256 of the lock, and of the installed version of each package that `kit` requires."""
     lock = ROOT / "requirements.lock"
-    return _sha256([versions(), found, lock.read_text(encoding="utf-8") if lock.is_file() else ""])
+    return _sha256([versions(), installed(), lock.read_text(encoding="utf-8") if lock.is_file() else ""])
 
 
 def weights_used(code: str) -> dict[str, str]:
@@ -186,18 +192,46 @@ def code_of(nb: dict[str, Any]) -> str:
     return "\n".join(source(cell) for cell in nb["cells"] if cell["cell_type"] == "code")
 
 
+def measured_beside(path: Path) -> Path:
+    """The file in which the full profile of a notebook keeps what it measured."""
+    return path.with_name(f"{path.stem}_measured.json")
+
+
+def files_beside(nb: dict[str, Any], path: Path) -> dict[str, Path]:
+    """The files beside the notebook that its code names, by that name, and what it measured."""
+    names = {measured_beside(path).name, *re.findall(r"""["']([\w.\-/ ]+\.\w+)["']""", code_of(nb))}
+    return {name: path.parent / name for name in sorted(names) if (path.parent / name).is_file()}
+
+
 def read_beside(nb: dict[str, Any], path: Path, given: dict[str, Any]) -> dict[str, str]:
     """sha256 of each file beside the notebook that its code names, by that name.
 
     What the full profile measures and keeps (`<name>_measured.json`) is what a quick run shows; the full profile
     writes it, and so does not depend on it.
     """
-    measured = f"{path.stem}_measured.json"
-    names = {measured, *re.findall(r"""["']([\w.\-/ ]+\.\w+)["']""", code_of(nb))}
+    files = files_beside(nb, path)
     if given.get("profile") == "full":
-        names.remove(measured)
-    files = {name: path.parent / name for name in sorted(names)}
-    return {name: hashlib.sha256(f.read_bytes()).hexdigest() for name, f in files.items() if f.is_file()}
+        files.pop(measured_beside(path).name, None)
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+
+
+RESOURCES = ("GPU", "memory")  # a number of them; GiB
+
+
+def needs(nb: dict[str, Any], path: Path, profile: str, device: str) -> dict[str, float]:
+    """What a notebook asks of a worker of a cluster: `kit.resources` of its metadata, `{"full": {"memory": 8}}`.
+
+    Where it says nothing, the full profile asks for a GPU, unless the device is the CPU, and the quick one for nothing;
+    with the device cuda each notebook asks for one. Raises UserError for what is no such declaration.
+    """
+    said = nb.get("metadata", {}).get("kit", {}).get("resources", {})
+    found = said.get(profile, {}) if isinstance(said, dict) else said
+    numbers = isinstance(found, dict) and all(type(v) in (int, float) and v >= 0 for v in found.values())
+    if not numbers or not set(found) <= set(RESOURCES):
+        raise UserError(f"the metadata of {path} ask for {json.dumps(said)}: let kit.resources name a profile, and for "
+                        'it numbers, as in {"full": {"GPU": 1, "memory": 8}}')
+    gpu = {"cpu": 0, "cuda": found.get("GPU") or 1}.get(device, found.get("GPU", int(profile == "full")))
+    return {name: number for name, number in (found | {"GPU": gpu}).items() if number}
 
 
 def run_key(nb: dict[str, Any], given: dict[str, Any], *, prose: bool, path: Path | None = None) -> str:

@@ -21,6 +21,8 @@ from kit.run.files import (
     UserError,
     code_key,
     injected,
+    measured_beside,
+    needs,
     parameters,
     read,
     run_key,
@@ -65,6 +67,7 @@ class Job:
     result: Result | None = None
     source: str = ""
     share: float = 0.0  # of its cells that are done
+    needs: dict[str, float] = field(default_factory=dict)  # of a worker of a cluster
 
     @property
     def partial(self) -> Path:
@@ -135,6 +138,14 @@ def beside(notebook: Path, kind: str) -> str:
     return f"{notebook.stem}.{kind}.ipynb"
 
 
+def _groups(path: Path) -> int:
+    """How many groups of figures a full run finds kept, which it need not measure."""
+    try:
+        return len(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return 0
+
+
 def prepare(notebook: Path, given: dict[str, Any], folder: Path, in_place: bool, force: bool) -> Job:
     nb = read(notebook)
     try:
@@ -170,6 +181,7 @@ def prepare(notebook: Path, given: dict[str, Any], folder: Path, in_place: bool,
             "commit": _commit(),
             "source": code_key(nb),
             "key": key,
+            **({"kept": 0 if force else _groups(measured_beside(notebook))} if given["profile"] == "full" else {}),
         },
     }
     return Job(
@@ -180,6 +192,7 @@ def prepare(notebook: Path, given: dict[str, Any], folder: Path, in_place: bool,
         expected=earlier.get("seconds") or (stamp(nb).get("seconds") if given["profile"] == "quick" else None),
         up_to_date=good and not force,
         earlier=earlier,
+        needs=needs(nb, notebook, given["profile"], given["device"]),
     )
 
 
@@ -192,10 +205,18 @@ def kill(job: Job) -> None:
             process = psutil.Process(pid or 0)
             if not any(program in word for word in process.cmdline()):  # its number was given to another process
                 continue
-            tree = [process, *process.children(recursive=True)]
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        for one in tree:
+        end(process.pid)
+
+
+def end(pid: int) -> None:
+    """Kill a process and everything it has started."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        process = psutil.Process(pid)
+        for one in [process, *process.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
 

@@ -38,7 +38,9 @@ def warm_up() -> None:
     subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], capture_output=True, check=False)
 
 
-def _check(profile: str, device: str, seed: int, jobs: int, timeout: float | None, in_place: bool) -> None:
+def _check(
+    profile: str, device: str, seed: int, jobs: int, timeout: float | None, in_place: bool, cluster: str | None
+) -> None:
     if profile not in LIMIT:
         raise UserError(f"the profile is quick or full, not {profile!r}")
     if device not in DEVICES:
@@ -49,7 +51,9 @@ def _check(profile: str, device: str, seed: int, jobs: int, timeout: float | Non
         raise UserError(f"the time limit is a positive number of seconds, not {timeout:g}")
     if in_place and {"profile": profile, "device": device, "seed": seed} != DEFAULTS:
         raise UserError("committed outputs are those of the defaults: give --in-place no other profile, device or seed")
-    if device == "cuda":
+    if cluster is not None and jobs != 1:
+        raise UserError("the workers of a cluster say how many notebooks run at once: give --cluster without --jobs")
+    if device == "cuda" and cluster is None:
         import torch
 
         if not torch.cuda.is_available():
@@ -108,6 +112,34 @@ def _terminable() -> Iterator[None]:
             signal.signal(name, handler)
 
 
+@contextmanager
+def shown(todo: list[Job], console: Console | None) -> Iterator[Callable[[int], None]]:
+    """A bar of what is done, drawn anew by a call with how many notebooks run at once; inside, a run can be stopped."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:g} of {task.total:g}  {task.fields[left]}"),
+        console=console,
+        disable=console is None,
+        transient=True,
+    )
+    with _terminable(), progress:
+        bar = progress.add_task("notebooks", total=len(todo), left="")
+
+        def show(at_once: int) -> None:
+            done = sum(job.result is not None for job in todo)
+            progress.update(bar, completed=done, left=f"about {_clock(_left(todo, max(1, at_once)))} left")
+
+        yield show
+
+
+def threads_each(cores: int, at_once: int, in_place: bool) -> int:
+    """The threads on which each of several notebooks computes."""
+    threads = 1 if in_place else max(1, cores // at_once)
+    asked = os.environ.get("OMP_NUM_THREADS", "")  # who runs something beside us asks for fewer
+    return max(1, min(threads, int(asked))) if asked.isdigit() else threads
+
+
 def run(
     paths: Sequence[str | Path] | None = None,
     *,
@@ -121,6 +153,7 @@ def run(
     in_place: bool = False,
     console: Console | None = None,
     finished: Callable[[Result], None] | None = None,
+    cluster: str | None = None,
 ) -> list[Result]:
     """Execute notebooks, several at once if `jobs` says so, and return what became of each, in the order given.
 
@@ -132,6 +165,8 @@ def run(
     `raises-exception` may fail. `timeout` is in seconds and per notebook (default 900 for quick, 86400 for full).
     Threads per notebook: cores // jobs.
 
+    With `cluster`, the address of a dask scheduler or "local:N", they run on its workers (`kit.run.cluster`).
+
     With `in_place` the notebooks' own outputs are refreshed, under the default parameters only: on one thread,
     without a GPU, with output on stderr an error, and with a file whose outputs did not change left as it is.
 
@@ -139,7 +174,7 @@ def run(
     Ctrl-C (or SIGTERM) ends every process this call started and raises `KeyboardInterrupt`. `finished` is called
     with each result as it comes.
     """
-    _check(profile, device, seed, jobs, timeout, in_place)
+    _check(profile, device, seed, jobs, timeout, in_place, cluster)
     given = {"profile": profile, "device": device, "seed": seed}
     folder = Path(out).resolve() if out is not None else ROOT / "runs" / profile
     work = [prepare(notebook, given, folder, in_place, force) for notebook in _find(paths)]
@@ -157,7 +192,13 @@ def run(
         from kit.report.measured import ANEW  # late: it brings numpy and matplotlib, and a command line starts light
 
         anew = {ANEW: "1"} if force and profile == "full" else {}
-        _run_all(todo, min(jobs, len(todo)), jobs, timeout or LIMIT[profile], device, in_place, console, finished, anew)
+        limit = timeout or LIMIT[profile]
+        if cluster is not None:
+            from kit.run.cluster import run_on_cluster  # late: it brings dask, which only this asks for
+
+            run_on_cluster(cluster, todo, limit, device, in_place, console, finished, anew)
+        else:
+            _run_all(todo, min(jobs, len(todo)), jobs, limit, device, in_place, console, finished, anew)
     return [job.result for job in work if job.result is not None]
 
 
@@ -172,23 +213,12 @@ def _run_all(
     finished: Callable[[Result], None] | None,
     anew: dict[str, str],
 ) -> None:
-    threads = 1 if in_place else max(1, cores() // jobs)
-    if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit():  # who runs something beside us asks for fewer
-        threads = max(1, min(threads, int(asked)))
+    threads = threads_each(cores(), jobs, in_place)
     gpu = not in_place and device != "cpu"
     stopping = threading.Event()
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:g} of {task.total:g}  {task.fields[left]}"),
-        console=console,
-        disable=console is None,
-        transient=True,
-    )
-    with tempfile.TemporaryDirectory(prefix="kit-run-") as runtime, _terminable(), progress:
+    with tempfile.TemporaryDirectory(prefix="kit-run-") as runtime, shown(todo, console) as show:
         variables = kernel_environment(threads, gpu=gpu, shipped=in_place)
         environment = {**os.environ, **variables, **anew, "JUPYTER_RUNTIME_DIR": runtime}
-        bar = progress.add_task("notebooks", total=len(todo), left="")
         warm_up()
 
         def one(job: Job) -> None:
@@ -204,11 +234,7 @@ def _run_all(
             try:
                 futures = [pool.submit(one, job) for job in todo]
                 while wait(futures, timeout=0.5).not_done:
-                    progress.update(
-                        bar,
-                        completed=sum(job.result is not None for job in todo),
-                        left=f"about {_clock(_left(todo, workers))} left",
-                    )
+                    show(workers)
             except KeyboardInterrupt:
                 stopping.set()
                 for job in todo:

@@ -16,8 +16,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
 EXTRAS = PROJECT["optional-dependencies"]
 LOCK = (ROOT / "requirements.lock").read_text().splitlines()
-# What the tests' own environment holds. Other libraries to measure beside ours, and dask, are asked for separately.
-LOCKED = PROJECT["dependencies"] + EXTRAS["book"] + EXTRAS["test"]
+# What the tests' own environment holds. Other libraries to measure beside ours are asked for separately.
+LOCKED = PROJECT["dependencies"] + EXTRAS["book"] + EXTRAS["test"] + EXTRAS["scale"]
 
 
 def pins() -> dict[str, list[Requirement]]:

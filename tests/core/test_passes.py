@@ -1,4 +1,6 @@
 """The contracts: nothing leaked, images independent, mistakes refused in one sentence."""
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -174,6 +176,35 @@ def test_seeds_and_devices():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no GPU"):
             device("cuda")
+
+
+def test_what_differs_on_a_gpu_is_set_when_one_is_chosen_and_only_then(monkeypatch):
+    """A convolution in TF32 has 11 bits, and a sum in another order another last digit."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def settings():
+        return (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic,
+                torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+                torch.utils.deterministic.fill_uninitialized_memory)
+
+    before = settings()
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        cudnn.allow_tf32 = cudnn.benchmark = True
+        loose = settings()
+        assert device("cpu").type == "cpu"
+        assert settings() == loose
+        for name in ("auto", "cuda", "cuda:1"):
+            cudnn.allow_tf32 = cudnn.benchmark = True
+            assert device(name).type == "cuda"
+            assert settings() == (False, False, False, True, True, True, False)
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic = before[:4]
+        torch.use_deterministic_algorithms(before[4], warn_only=before[5])
+        torch.utils.deterministic.fill_uninitialized_memory = before[6]
 
 
 def test_a_number_keeps_its_precision():

@@ -3,6 +3,7 @@ import time
 
 import pytest
 import torch
+from torch import nn
 
 from kit.attacks import fgsm, square
 from kit.core import QueryCounter, fooled, logits
@@ -70,3 +71,20 @@ def test_latency_and_rate_are_kept(linear):
         assert time.monotonic() - start >= 0.2  # 20 images before the third request, at 100 a second
         assert service.billed == 30
         assert remote.requests > 3
+
+
+def test_it_asks_the_model_where_the_model_is():
+    """A request comes as bytes; a model on a GPU would refuse images of the CPU."""
+    class Elsewhere(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.seen = nn.Parameter(torch.zeros(1, device="meta")), []
+
+        def forward(self, x):
+            self.seen.append(x.device.type)
+            return torch.zeros(len(x), 3)
+
+    model = Elsewhere()
+    with Service(model) as service:
+        assert service.remote()(torch.rand(2, 1, 4, 4)).exp().allclose(torch.full((2, 3), 1 / 3))
+    assert model.seen == ["meta"]

@@ -45,7 +45,7 @@ def ran(monkeypatch):
 
 
 def test_options_reach_the_runner(ran):
-    words = "run a.ipynb b --profile full --device cpu --jobs 3 --seed 5 --force --timeout 7 --out o"
+    words = "run a.ipynb b --profile full --device cpu --jobs 3 --seed 5 --force --timeout 7 --out o --cluster local:2"
     answer = call(*words.split())
     assert answer.exit_code == 0, answer.output
     paths, options = ran.call
@@ -58,6 +58,7 @@ def test_options_reach_the_runner(ran):
         "force": True,
         "timeout": 7.0,
         "out": Path("o"),
+        "cluster": "local:2",
     }
     assert {key: options[key] for key in expected} == expected
     assert options["in_place"] is False

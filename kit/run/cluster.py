@@ -1,0 +1,475 @@
+"""Notebooks on the workers of a dask cluster: `kit run --cluster ADDRESS`, or `local:N`, N processes of this machine.
+
+A notebook is a task. A worker is sent it with the files that it reads and sends back the executed copy and what it
+measured, so that the workers need no folder of this machine: each has its own checkout, environment and data, which
+must be the same (`facts`). A notebook goes to a worker once that worker has room for it: a slow one takes fewer, and
+what was on a worker that is lost goes to the next that is free. A worker runs as many notebooks at once as it has
+threads, and of a GPU and of memory no more than it offers (`dask worker --resources "GPU=1 memory=64"`).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from kit.report.measured import merged, written
+from kit.run.execute import EDITED, FULL_DISK
+from kit.run.files import UserError, code_of, files_beside, measured_beside, read
+from kit.run.job import Job, Result, end, kernel_environment, relative
+from kit.run.notebooks import shown, threads_each
+from kit.run.worker import execute_order, facts, setup, text_of
+
+LOSSES = 10  # so often a notebook starts again because its worker was lost
+PAUSE = 0.5  # seconds between two looks at the workers
+
+
+def package() -> Any:
+    """The package distributed. Raises UserError where it is not installed."""
+    try:
+        import distributed
+    except ImportError:
+        raise UserError("--cluster needs dask, which is not installed: run pip install -e '.[scale]'") from None
+    return distributed
+
+
+@dataclass
+class Worker:
+    address: str
+    name: str
+    host: str
+    threads: int
+    cores: int
+    offers: dict[str, float]
+    declared: set[str]  # of its offers, what dask counts too
+    taken: dict[str, dict[str, float]] = field(default_factory=dict)  # by order
+    out: str = ""  # why it gets no more notebooks
+
+    def could(self, needs: dict[str, float]) -> bool:
+        return all(self.offers.get(name, 0) >= number for name, number in needs.items())
+
+    def room(self, needs: dict[str, float]) -> bool:
+        left = {name: offer - sum(t.get(name, 0) for t in self.taken.values()) for name, offer in self.offers.items()}
+        fits = all(left.get(name, 0) >= number for name, number in needs.items())
+        return not self.out and len(self.taken) < self.threads and fits
+
+
+@dataclass
+class Order:
+    """A job on its way: the worker that has it, the notebook as it was sent, and what it had measured when last heard
+    of."""
+
+    job: Job
+    worker: Worker
+    sent: bytes
+    measured: dict[str, Any]
+    future: Any = None
+
+
+class Crew:
+    """The workers of a cluster, and the notebooks that they are given."""
+
+    def __init__(self, client: Any, todo: list[Job], profile: str, say: Callable[[str], None]):
+        self.client, self.say = client, say
+        self.code = "\n".join(code_of(read(job.notebook)) for job in todo)
+        self.with_data = profile == "full"
+        self.about = setup(self.code)
+        self.workers: dict[str, Worker] = {}
+        self.refused: dict[str, str] = {}
+        self.first: tuple[str, dict[str, str]] | None = None  # whose data the others must have
+        self.topic = f"kit-{uuid.uuid4().hex}"
+        self.heard: queue.Queue[dict[str, Any]] = queue.Queue()
+        client.subscribe_topic(self.topic, lambda event: self.heard.put(event[1]))
+
+    def look(self) -> None:
+        """Learn which workers are there. A new one with another version or other data than the rest gets nothing."""
+        try:
+            there = set(self.client.nthreads())
+        except OSError as error:
+            raise UserError(f"the dask scheduler is gone ({type(error).__name__}): start it again with its workers, "
+                            "and the same command goes on from there") from None
+        for address in set(self.workers) - there:
+            del self.workers[address]
+        for address in set(self.refused) - there:
+            del self.refused[address]
+        new = sorted(there - set(self.workers) - set(self.refused))
+        if not new:
+            return
+        answers = self.client.run(facts, self.code, self.with_data, workers=new, on_error="return")
+        for address in new:
+            found = answers.get(address)
+            if isinstance(found, OSError):  # it is gone again
+                continue
+            if isinstance(found, BaseException):
+                self.refused[address] = f"the worker {address} cannot run notebooks, since it says {found!r}: " \
+                                        "install the project there as it is here"
+            elif wrong := self.mismatch(found):
+                self.refused[address] = f"the worker {found['name']} ({address}) {wrong}"
+            else:
+                self.workers[address] = worker_of(address, found)
+
+    def mismatch(self, found: dict[str, Any]) -> str:
+        """In what a worker differs from this machine, or from the data of the first worker; empty if in nothing."""
+        if wrong := differing(self.about, found["about"]):
+            return f"differs from this machine: {wrong}; let both have the same checkout and environment"
+        if self.first is None:
+            self.first = found["name"], found["data"]
+        if wrong := differing(self.first[1], found["data"]):
+            return f"has other data than the worker {self.first[0]}: {wrong}; let KIT_DATA hold the same on both"
+        return ""
+
+    def place(self, job: Job) -> Worker | None:
+        """The worker with room for a job that has most of it left."""
+        free = [worker for worker in self.workers.values() if worker.room(job.needs)]
+        return max(free, key=lambda worker: worker.threads - len(worker.taken), default=None)
+
+    def nobody(self) -> str:
+        """Why none of the workers that are there gets anything; empty where one does, and where none is there."""
+        if any(not worker.out for worker in self.workers.values()):
+            return ""
+        return "; ".join([*(f"{w.name}: {w.out}" for w in self.workers.values()), *self.refused.values()])
+
+    @property
+    def threads(self) -> int:
+        return sum(worker.threads for worker in self.workers.values() if not worker.out)
+
+    def threads_of(self, worker: Worker, in_place: bool) -> int:
+        """On how many threads a notebook computes there: its share of the cores of that machine."""
+        at_once = sum(other.threads for other in self.workers.values() if other.host == worker.host)
+        return threads_each(worker.cores, at_once, in_place)
+
+
+def worker_of(address: str, found: dict[str, Any]) -> Worker:
+    offers = dict(found["resources"])
+    if "memory" not in offers and found["memory"]:
+        offers["memory"] = found["memory"]
+    return Worker(address, found["name"], found["host"], found["threads"], found["cores"], offers,
+                  set(found["resources"]))
+
+
+def differing(here: dict[str, str], there: dict[str, str]) -> str:
+    """What differs between two tables, in words; hashes by their first digits."""
+    names = [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]
+    return ", ".join(f"{name} is {there.get(name, 'missing')[:12]} and not {here.get(name, 'missing')[:12]}"
+                     for name in names)
+
+
+@contextmanager
+def cluster(address: str, gpus: bool = False) -> Iterator[Any]:
+    """A client of the cluster: of one that is there, or of processes of this machine that end with the block."""
+    distributed = package()
+    if not address.startswith("local:"):
+        try:
+            client = distributed.Client(address, timeout=10, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"no dask scheduler answers at {address} ({type(error).__name__}): start one with `dask "
+                            "scheduler`, or let local:N start N workers here") from None
+        try:
+            yield client
+        finally:
+            client.close()
+        return
+    number = address.removeprefix("local:")
+    if not number.isdigit() or int(number) < 1:
+        raise UserError(f"local:N starts N workers on this machine, at least 1: not {address!r}")
+    import dask.config
+
+    patient = {f"distributed.comm.timeouts.{name}": "300s" for name in ("connect", "tcp")}  # on a busy machine
+    options = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0", "dashboard": False}
+    scheduler = {"cls": distributed.Scheduler, "options": options}
+    with (
+        dask.config.set(patient),
+        tempfile.TemporaryDirectory(prefix="kit-workers-", ignore_cleanup_errors=True) as folder,
+        distributed.SpecCluster({}, scheduler, silence_logs=logging.CRITICAL) as here,
+        distributed.Client(here, set_as_default=False) as client,
+        _processes(int(number), here.scheduler_address, Path(folder), gpus),
+    ):
+        yield client
+
+
+@contextmanager
+def _processes(number: int, address: str, folder: Path, gpus: bool) -> Iterator[None]:
+    """Workers of one thread on this machine, which share its memory; the first of them have a GPU each.
+
+    One that ends is started anew under another name: the scheduler may still know the old one.
+    """
+    workers: dict[int, subprocess.Popen[bytes]] = {}
+    starts, over = Counter[int](), threading.Event()
+    count = _gpus() if gpus else 0
+
+    def start(i: int) -> subprocess.Popen[bytes]:
+        name = f"local-{i}" + (f".{starts[i]}" if starts[i] else "")
+        starts[i] += 1
+        offers = f"memory={psutil.virtual_memory().total / 2**30 / number:.3f}" + (",GPU=1" if i < count else "")
+        variables = kernel_environment(1, gpu=i < count) | ({"CUDA_VISIBLE_DEVICES": str(i)} if i < count else {})
+        command = [sys.executable, "-m", "dask", "worker", address, "--name", name, "--resources", offers]
+        command += ["--nthreads", "1", "--no-nanny", "--memory-limit", "0", "--no-dashboard", "--host", "127.0.0.1"]
+        command += ["--local-directory", str(folder), "--preload", "kit.run.worker"]
+        with (folder / f"{name}.log").open("wb") as log:
+            return subprocess.Popen(command, env={**os.environ, **variables}, stdin=subprocess.DEVNULL, stdout=log,
+                                    stderr=log, start_new_session=True)
+
+    def keep() -> None:
+        while True:
+            for i in range(number):
+                if i not in workers or workers[i].poll() is not None:
+                    workers[i] = start(i)
+            if over.wait(PAUSE):
+                return
+
+    watch = threading.Thread(target=keep, daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watch.join()
+        for process in workers.values():
+            end(process.pid)
+            process.wait()
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def run_on_cluster(
+    address: str,
+    todo: list[Job],
+    limit: float,
+    device: str,
+    in_place: bool,
+    console: Console | None,
+    finished: Callable[[Result], None] | None,
+    anew: dict[str, str],
+) -> None:
+    """Run the jobs on the workers of a cluster, the longest first; each gets its result.
+
+    Raises UserError before anything runs for a cluster that is not there, for workers that differ, and for a notebook
+    that asks for more than any of them offers.
+    """
+    say = console.print if console is not None else (lambda *_, **__: None)
+    with cluster(address, any(job.needs.get("GPU") for job in todo)) as client:
+        crew = Crew(client, todo, todo[0].request["stamp"]["profile"], lambda text: say(text, soft_wrap=True))
+        _ready(crew, todo, device, waits=not address.startswith("local:"))
+        with shown(todo, console) as show:
+            _Run(crew, todo, limit, in_place, anew, finished, show).run()
+
+
+def _ready(crew: Crew, todo: list[Job], device: str, *, waits: bool) -> None:
+    """Wait for the first workers, refuse those that differ, and notebooks that none of them can run."""
+    crew.look()
+    if waits and not crew.workers and not crew.refused:
+        crew.say("The cluster has no worker yet: waiting for one.")
+    while not crew.workers and not crew.refused:
+        time.sleep(PAUSE)
+        crew.look()
+    if crew.refused:
+        raise UserError("; ".join(crew.refused.values()))
+    workers = sorted(crew.workers.values(), key=lambda worker: worker.name)
+    for job in todo:
+        if device == "auto" and not any(w.offers.get("GPU", 0) >= job.needs.get("GPU", 0) for w in workers):
+            del job.needs["GPU"]  # there is none: as on a machine without one
+        if not any(worker.could(job.needs) for worker in workers):
+            raise UserError(f"no worker offers what {job.notebook} asks for, {_listed(job.needs)}; they offer "
+                            + "; ".join(f"{w.name}: {_listed(w.offers)}" for w in workers))
+
+
+def _listed(offers: dict[str, float]) -> str:
+    units = {"memory": " GiB"}
+    return ", ".join(f"{name} {number:.3g}{units.get(name, '')}" for name, number in offers.items()) or "nothing"
+
+
+class _Run:
+    """One run: what waits, what is on its way, and what comes back."""
+
+    def __init__(self, crew: Crew, todo: list[Job], limit: float, in_place: bool, anew: dict[str, str],
+                 finished: Callable[[Result], None] | None, show: Callable[[int], None]):
+        self.crew, self.limit, self.in_place, self.anew = crew, limit, in_place, anew
+        self.finished, self.show = finished, show
+        self.waiting = sorted(todo, key=lambda job: -(job.expected or float("inf")))
+        self.orders: dict[str, Order] = {}
+        self.losses: dict[Path, int] = {}
+        self.told: set[str] = set()
+        self.back = threading.Event()  # a notebook has come back
+
+    def run(self) -> None:
+        try:
+            while self.waiting or self.orders:
+                self.give()
+                self.pause()
+                self.crew.look()
+                self.listen()
+                self.collect()
+                self.show(self.crew.threads)
+        finally:  # a task whose future is cancelled ends its kernel
+            for order in self.orders.values():
+                with suppress(Exception):
+                    order.future.cancel(force=True)
+
+    def pause(self) -> None:
+        """Until a notebook is back, but no longer than until the next look at the workers."""
+        self.back.wait(PAUSE)
+        self.back.clear()
+
+    def give(self) -> None:
+        for job in list(self.waiting):
+            if worker := self.crew.place(job):
+                self.waiting.remove(job)
+                try:
+                    self.send(job, worker)
+                except OSError as error:
+                    self.done(job, Result(job.notebook, job.target, "failed", error=str(error)))
+        if self.waiting and not self.orders and (why := self.crew.nobody()):
+            for job in self.waiting:
+                self.done(job, Result(job.notebook, job.target, "failed", error=f"no worker is left: {why}"))
+            self.waiting = []
+
+    def send(self, job: Job, worker: Worker) -> None:
+        beside_it = files_beside(read(job.notebook), job.notebook)
+        files = {job.notebook.name: job.notebook.read_bytes()}
+        files |= {name: path.read_bytes() for name, path in beside_it.items()}
+        name = uuid.uuid4().hex
+        order = {
+            "id": name, "topic": self.crew.topic, "place": str(relative(job.notebook)), "files": files,
+            "request": job.request, "limit": self.limit, "anew": self.anew, "gpu": bool(job.needs.get("GPU")),
+            "threads": self.crew.threads_of(worker, self.in_place),
+        }  # fmt: skip
+        sent = files.get(measured_beside(job.notebook).name, b"{}")
+        job.started, job.share = time.monotonic(), 0.0
+        worker.taken[name] = job.needs
+        counted = {n: number for n, number in job.needs.items() if n in worker.declared}
+        future = self.crew.client.submit(execute_order, order, key=f"{job.notebook.stem}-{name}", pure=False,
+                                         workers=[worker.address], resources=counted)
+        future.add_done_callback(lambda _: self.back.set())
+        self.orders[name] = Order(job, worker, files[job.notebook.name], json.loads(sent), future)
+
+    def listen(self) -> None:
+        """What workers have said: how far a notebook is, and the groups that it has measured, which are kept now."""
+        while not self.crew.heard.empty():
+            event = self.crew.heard.get()
+            if order := self.orders.get(event["order"]):
+                order.job.share, order.job.source = event["share"], event["source"]
+                with suppress(OSError):  # it is tried again with the result
+                    self.keep(order, event["measured"])
+        for address, why in self.crew.refused.items():
+            if address not in self.told:
+                self.told.add(address)
+                self.crew.say(f"{why}. It gets no notebook.")
+
+    def keep(self, order: Order, text: str | None) -> None:
+        """Write what a notebook has measured beside it, together with what stands there."""
+        found = json.loads(text) if text is not None else {}
+        if found == order.measured:
+            return
+        path = measured_beside(order.job.notebook)
+        written(path, merged(json.loads(text_of(path) or "{}"), order.measured, found))
+        order.measured = found
+
+    def collect(self) -> None:
+        for name, order in list(self.orders.items()):
+            status, there = order.future.status, order.worker.address in self.crew.workers
+            if status == "pending" and there:
+                continue
+            del self.orders[name]
+            order.worker.taken.pop(name, None)
+            if status == "finished":
+                with suppress(Exception):  # the worker went with its answer
+                    answer = order.future.result(timeout=30)
+                    order.future.release()
+                    self.answered(order, answer)
+                    continue
+            elif status == "error" and there and not _lost(order.future.exception()):
+                error = f"the worker {order.worker.name} could not run it: {order.future.exception()!r}"
+                self.done(order.job, Result(order.job.notebook, order.job.target, "failed", error=error))
+                continue
+            self.lost(order)
+
+    def lost(self, order: Order) -> None:
+        """A notebook whose worker is gone waits for another, before all others."""
+        job = order.job
+        order.future.cancel(force=True)
+        job.started, job.share = None, 0.0
+        self.losses[job.notebook] = self.losses.get(job.notebook, 0) + 1
+        if self.losses[job.notebook] > LOSSES:
+            error = f"its worker was lost {LOSSES + 1} times, last {order.worker.name}: does it take too much memory?"
+            self.done(job, Result(job.notebook, job.target, "failed", error=error))
+            return
+        self.crew.say(f"The worker {order.worker.name} was lost: {job.notebook.name} runs again elsewhere.")
+        self.waiting.insert(0, job)
+
+    def answered(self, order: Order, answer: dict[str, Any]) -> None:
+        job, worker, found = order.job, order.worker, answer["result"]
+        try:
+            self.keep(order, answer["measured"])
+            if found["error"].startswith(FULL_DISK):
+                worker.out = found["error"]
+                self.crew.say(f"On the worker {worker.name} {found['error']}. It gets no more notebooks.")
+                if any(other.could(job.needs) and not other.out for other in self.crew.workers.values()):
+                    job.started = None
+                    self.waiting.insert(0, job)
+                    return
+            output = self.gathered(order, answer)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            said = f"{FULL_DISK}: free some space for {job.target.parent} and run again" if full else \
+                f"{error.strerror}: {error.filename or job.target}"
+            found, output = found | {"status": "failed", "error": said}, job.target
+        if found["status"] not in ("ok", "up to date"):
+            found["error"] += f" (on the worker {worker.name})"
+        self.done(job, Result(job.notebook, output, **found))
+
+    def gathered(self, order: Order, answer: dict[str, Any]) -> Path:
+        """Put the notebook that came back into its place."""
+        job, content, found = order.job, answer["notebook"], answer["result"]
+        good = found["status"] == "ok"
+        path = job.target if good else job.failed
+        if content is None or (not good and self.in_place and content == order.sent):
+            return job.target
+        if good and self.in_place and job.notebook.read_bytes() != order.sent:
+            found |= {"status": "failed", "error": EDITED}
+            return job.target
+        if good and not self.in_place or content != order.sent:
+            _write(path, content)
+        if good:
+            job.failed.unlink(missing_ok=True)
+        return path
+
+    def done(self, job: Job, result: Result) -> None:
+        job.result = result
+        if self.finished:
+            self.finished(result)
+
+
+def _lost(error: BaseException | None) -> bool:
+    """Whether a task failed because its worker did."""
+    return type(error).__name__ in ("KilledWorker", "CancelledError", "FutureCancelledError", "CommClosedError")
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
