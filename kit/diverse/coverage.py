@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kit.core import features, laid_out, per_image
+from kit.core import asking, features, laid_out, per_image
 from kit.core.network import calls
 from kit.report import Estimate
 from kit.report.intervals import as_array
@@ -28,7 +28,7 @@ def watched(model: nn.Module, x: Tensor) -> list[str]:
 
     Raises ValueError where there is none.
     """
-    with torch.no_grad():
+    with torch.no_grad(), asking(model, torch.arange(1)):
         names = [name for name, module, _ in calls(model, laid_out(x[:1])) if isinstance(module, nn.ReLU | nn.ReLU6)]
     once = [name for name in names if names.count(name) == 1]
     if not once:

@@ -3,6 +3,7 @@ from kit.lab.exercises import (
     adv2,
     bias,
     certify,
+    coverage,
     costs,
     decision,
     detect,
@@ -21,6 +22,6 @@ from kit.lab.exercises import (
 )
 
 __all__ = [
-    "adv2", "bias", "certify", "costs", "decision", "detect", "foundations", "game", "gradient", "influence", "lrp",
+    "adv2", "bias", "certify", "coverage", "costs", "decision", "detect", "foundations", "game", "gradient", "influence", "lrp",
     "maps", "measures", "minimal", "projections", "scores", "svm", "universal",
 ]
