@@ -22,6 +22,6 @@ from kit.lab.exercises import (
 )
 
 __all__ = [
-    "adv2", "bias", "certify", "coverage", "costs", "decision", "detect", "foundations", "game", "gradient", "influence",
-    "lrp", "maps", "measures", "minimal", "projections", "scores", "svm", "universal",
+    "adv2", "bias", "certify", "costs", "coverage", "decision", "detect", "foundations", "game", "gradient",
+    "influence", "lrp", "maps", "measures", "minimal", "projections", "scores", "svm", "universal",
 ]
