@@ -8,12 +8,12 @@ import numpy as np
 
 from kit.data import corner_cases, digits, factors, folders, imagenet, photos, real
 from kit.data.records import Records, records
-from kit.data.scenes import frames, hues, labels, outline, render, scenes
+from kit.data.scenes import frames, hues, labels, outline, render, scenes, with_every_shape
 from kit.data.sets import SPLITS, Data, MissingData, check_split, choose, dev_size
 
 __all__ = [
     "SPLITS", "Data", "Listing", "MissingData", "Records", "available", "corner_cases", "factors", "frames",
-    "hues", "listing", "load", "names", "outline", "records", "render", "scenes",
+    "hues", "listing", "load", "names", "outline", "records", "render", "scenes", "with_every_shape",
 ]
 
 SCENES_COUNTS = {"train": 6000, "dev": 1000, "test": 2000}

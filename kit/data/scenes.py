@@ -83,6 +83,16 @@ def render(
     return Data(x, f["shape"].clone(), SHAPES, mask, {k: f[k] for k in known}, names)
 
 
+def with_every_shape(index: np.ndarray, size: int = 32, seed: int = 0) -> Tensor:
+    """The scenes (seed, i) for i in `index`, each with every shape in turn and all else as it is, (N, 10, 3, H, W).
+
+    What a changed image still resembles most says which class the generator would give it."""
+    index = np.asarray(index)
+    f = _factors(index, seed, 0.0)
+    every = [_draw(f | {"shape": torch.full((len(index),), s)}, size, seed, index)[0] for s in range(len(SHAPES))]
+    return torch.stack(every, 1)
+
+
 DARK_NOISE, LIGHT_NOISE, WALL = 0.25, 0.05, 1.5
 
 

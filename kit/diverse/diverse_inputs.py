@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kit.core import Ensemble, features, laid_out, per_image, uniform
+from kit.core import Ensemble, features, laid_out, normal, per_image, uniform
 from kit.core.loop import differentiate, leaf
 from kit.explain import answers
 
@@ -23,7 +23,11 @@ CHANGES = ("any", "light", "occlusion", "blackout")
 
 
 def differ(model: Ensemble, x: Tensor) -> Tensor:
-    """Whether the networks of the ensemble disagree about each image (N,). Cost: one forward pass of each."""
+    """Whether the networks of the ensemble disagree about each image (N,). Cost: one forward pass of each.
+
+    Raises TypeError for what is no Ensemble, and ValueError for fewer than two networks.
+    """
+    check_several("differ", model)
     said = answers(model.models, x).argmax(2)
     return (said != said[:, :1]).any(1)
 
@@ -51,7 +55,7 @@ def allowed(g: Tensor, change: str, corner: Tensor, size: int) -> Tensor:
 def deepxplore(
     model: Ensemble, x: Tensor, *, change: str = "light", odd: int = 0, lam: float = 1.0,
     push: Mapping[str, int] | None = None, lam_push: float = 0.1, step: float = 10 / 255, steps: int = 50,
-    size: int | None = None, patches: int = 10, generator: Any = None,
+    size: int | None = None, patches: int = 10, guided: bool = True, generator: Any = None,
 ) -> Tensor:
     """Move each image until the networks of the ensemble differ about it: raise what the others say, lower the odd one.
 
@@ -59,38 +63,54 @@ def deepxplore(
     for coverage. `size` is the side of a rectangle or patch, 10 (6) at 28 pixels and in proportion; occlusion keeps its
     rectangle, blackout draws patches anew at every step. An image about which they differ is left as it is, from the
     start. Unlike in the authors' code, no image leaves [0, 1] on the way, and the networks are asked within it.
+    With `guided=False` g is a random direction, drawn once for each image: the control, of the same step and shape.
     Returns the images; `differ` says about which of them the networks disagree.
-    Cost: at most `steps` forward and backward passes of all networks, and as many forward passes.
+    Cost: `steps` forward passes of all networks, and as many backward passes if guided.
     Raises TypeError for what is no Ensemble, ValueError for another word or place, and for fewer than two networks.
     Source: Pei et al., DeepXplore, SOSP 2017, algorithm 1.
     """
-    if not isinstance(model, Ensemble):
-        raise TypeError(f"deepxplore compares the networks of a kit.core.Ensemble, not a {type(model).__name__}")
+    check_several("deepxplore", model)
     if change not in CHANGES:
         raise ValueError(f"change must be {', '.join(CHANGES)}, not {change!r}")
-    if len(model.models) < 2 or not 0 <= odd < len(model.models):
+    if not 0 <= odd < len(model.models):
         raise ValueError(f"odd must be one of two networks or more: {odd} of {len(model.models)}")
     side = min(x.shape[2:])
     size = size or max(1, round((6 if change == "blackout" else 10) * side / 28))
     if size > side:
         raise ValueError(f"a rectangle of {size} pixels does not fit into {side}")
-    c = answers(model.models, x)[:, odd].argmax(1)
+    x, live = x.clone(), torch.arange(len(x), device=x.device)
     place = uniform(x.new_empty(len(x), 1, 2), generator)
+    chance = None if guided else normal(x, generator)
+    weights = torch.ones(len(model.models), 1, device=x.device)
+    weights[odd] = -lam
     for _ in range(steps):
-        active = ~differ(model, x)
-        if not bool(active.any()):
-            break
         if change == "blackout":
             place = uniform(x.new_empty(len(x), patches, 2), generator)
-        v = leaf(x)
-        with features(model, list(push or ())) as A:
+        v = leaf(x[live])
+        with torch.set_grad_enabled(guided), features(model, list(push or ()) if guided else []) as A:
             z = torch.stack([member(laid_out(v)) for member in model.models])
-        weights = torch.ones(len(z), 1, device=x.device)
-        weights[odd] = -lam
-        value = (weights * z.gather(2, c.expand(len(z), -1)[..., None])[..., 0]).sum(0)
-        for name, channel in (push or {}).items():
-            value = value + lam_push * A[name][:, channel].flatten(1).mean(1)
-        g = allowed(differentiate(value, v), change, place, size)
+        said = z.argmax(2)
+        agreed = torch.nonzero((said == said[:1]).all(0))[:, 0]
+        live = live[agreed]
+        if not len(live):
+            break
+        if chance is None:
+            c = said[:, :, None]  # where they agree, the same for all
+            value = (weights * z.gather(2, c)[..., 0]).sum(0)
+            for name, channel in (push or {}).items():
+                value = value + lam_push * A[name][:, channel].reshape(len(v), -1).mean(1)
+            g = differentiate(value, v)[agreed]
+        else:
+            g = chance[live]
+        g = allowed(g, change, place[live], size)
         g = g / g.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
-        x = torch.where(active[:, None, None, None], (x + step * g).clamp(0, 1), x)
+        x[live] = (v.detach()[agreed] + step * g).clamp(0, 1)
     return x
+
+
+def check_several(name: str, model: Any) -> None:
+    """Raises TypeError for what is no Ensemble, and ValueError for one of fewer than two networks."""
+    if not isinstance(model, Ensemble):
+        raise TypeError(f"{name} compares the networks of a kit.core.Ensemble, not a {type(model).__name__}")
+    if len(model.models) < 2:
+        raise ValueError(f"{name} compares two networks or more, and this ensemble has {len(model.models)}")

@@ -16,7 +16,8 @@ from kit.core.fitted import fingerprint
 from kit.detect import Energy
 from kit.explain import RTS, maximise, saliency
 
-PACKAGES = ("kit.attacks", "kit.explain", "kit.detect", "kit.defend", "kit.fire", "kit.certify", "kit.poison")
+PACKAGES = ("kit.attacks", "kit.explain", "kit.detect", "kit.defend", "kit.fire", "kit.certify", "kit.poison",
+            "kit.diverse")
 CLASSES = 5
 
 # Small budgets; what is not named here has its default.
@@ -93,6 +94,9 @@ OTHERS = {
                     "of a set of images; test_poison_contracts.py"),
     "client_gradients": "a row for each client, of the model's weights; test_poison_contracts.py",
     "masked_attack": "one sticker for all photographs; its own tests", "patch": "as masked_attack",
+    **dict.fromkeys(("deepxplore", "deeptest", "differ", "common"), "of several networks; tests of diverse"),
+    "clean_error": "one number of a labelled set; its own tests", "departure": "of two sets; its own tests",
+    "watched": "names layers; its own tests",
     "image_game": "one image, and it returns a game", "masking": "shares of a batch; its own tests",
 }
 

@@ -5,7 +5,7 @@ from torch import nn
 
 import kit.data
 import kit.models
-from kit.core import Ensemble, fooled, generator, logits
+from kit.core import Ensemble, features, fooled, generator, logits
 from kit.diverse import deepxplore, differ
 from kit.diverse.diverse_inputs import allowed
 
@@ -99,14 +99,44 @@ def test_a_pushed_channel_rises():
     same, d = Ensemble(nets), kit.data.load("digits", "test", n=4, seed=0)
 
     def mean(x):
-        from kit.core import features
-
         with torch.no_grad(), features(same, ["models.0.layer2"]) as A:
             same(x)
         return A["models.0.layer2"][:, 3].flatten(1).mean(1)
 
     found = deepxplore(same, d.x, change="any", push={"models.0.layer2": 3}, steps=3)
     assert (mean(found) > mean(d.x)).all()
+
+
+def test_a_pushed_neuron_of_a_dense_layer_rises():
+    nets = [kit.models.load("digits/mlp").requires_grad_(False) for _ in range(2)]
+    same, d = Ensemble(nets), kit.data.load("digits", "test", n=6, seed=0)
+
+    def value(x):
+        with torch.no_grad(), features(same, ["models.1.block1.0"]) as A:
+            same(x)
+        return A["models.1.block1.0"][:, 5]
+
+    found = deepxplore(same, d.x, change="any", push={"models.1.block1.0": 5}, steps=3)
+    assert (value(found) > value(d.x)).all()
+
+
+def test_chance_goes_one_way_with_the_same_step():
+    """The control moves as far as the search, keeps its direction, and does not ask for gradients."""
+    pair, x = agreeing(), 0.5 + 0 * images()
+    one, two = (deepxplore(pair, x, change="any", guided=False, steps=k, step=0.02, generator=generator(1))
+                for k in (1, 2))
+    assert torch.allclose(one - x, two - one, atol=1e-6)
+    assert torch.allclose((one - x).square().mean((1, 2, 3)).sqrt(), torch.tensor(0.02), atol=1e-6)
+    assert not torch.allclose((one - x)[0], (one - x)[1])
+    light = deepxplore(pair, x, change="light", guided=False, steps=1, step=0.02, generator=generator(1)) - x
+    assert torch.allclose(light.abs(), torch.tensor(0.02), atol=1e-6)
+    assert len(light.sign().flatten(1).unique(dim=0)) == 2  # some brighter, some darker
+    nets = [kit.models.load(f"digits/{n}").requires_grad_(False) for n in ("cnn7", "mlp")]
+    with torch.no_grad():
+        d = kit.data.load("digits", "test", n=20, seed=0)
+    guided, chance = (differ(Ensemble(nets), deepxplore(
+        Ensemble(nets), d.x, change="any", guided=g, odd=1, steps=8, step=0.02)).sum() for g in (True, False))
+    assert guided > chance + 5
 
 
 def test_an_image_does_not_depend_on_its_mates():
@@ -120,6 +150,10 @@ def test_mistakes():
     pair, x = agreeing(), images()
     with pytest.raises(TypeError, match=r"kit\.core\.Ensemble, not a Sequential"):
         deepxplore(pair.models[0], x)
+    with pytest.raises(TypeError, match="differ compares"):
+        differ(pair.models[0], x)
+    with pytest.raises(ValueError, match="two networks or more, and this ensemble has 1"):
+        deepxplore(Ensemble(pair.models[:1]), x)
     with pytest.raises(ValueError, match="not 'dark'"):
         deepxplore(pair, x, change="dark")
     with pytest.raises(ValueError, match="2 of 2"):

@@ -4,6 +4,7 @@ from kit.lab.exercises import (
     bias,
     certify,
     costs,
+    coverage,
     decision,
     detect,
     explained,
@@ -23,6 +24,7 @@ from kit.lab.exercises import (
 )
 
 __all__ = [
-    "adv2", "bias", "certify", "costs", "decision", "detect", "explained", "foundations", "game", "gradient",
-    "influence", "lrp", "maps", "measures", "minimal", "projections", "scores", "svm", "universal", "versions",
+    "adv2", "bias", "certify", "costs", "coverage", "decision", "detect", "explained", "foundations", "game",
+    "gradient", "influence", "lrp", "maps", "measures", "minimal", "projections", "scores", "svm", "universal",
+    "versions",
 ]
