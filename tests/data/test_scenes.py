@@ -1,5 +1,6 @@
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -166,3 +167,16 @@ def test_frames_lay_an_outline_onto_its_object(near):
     assert both.min() > 0.85
     with pytest.raises(ValueError, match="no shape 'octagon'"):
         kit.data.outline("octagon", 8)
+
+
+def test_every_shape_changes_the_shape_and_nothing_else():
+    index, seed = np.array([5, 40, 7]), 3
+    own = render(index, seed=seed)
+    every = kit.data.with_every_shape(index, seed=seed)
+    assert every.shape == (3, len(SHAPES), 3, 32, 32)
+    for row, y, x, inside in zip(every, own.y.tolist(), own.x, own.mask, strict=True):
+        assert torch.equal(row[y], x)
+        apart = (row - x).abs().amax((1, 2, 3))
+        assert bool((apart[[k for k in range(len(SHAPES)) if k != y]] > 0.1).all())
+        far = ~F.max_pool2d(inside[None].float(), 25, 1, 12)[0].bool()
+        assert bool(torch.isclose(row[:, :, far], x[:, far], atol=1e-5).all())
