@@ -219,6 +219,12 @@ def test_every_chapter_leads_back_from_its_equations_and_its_code(site, parsed, 
         assert all(leads(link, path, parsed) for link in page.select("p.kit-links a"))
 
 
+def test_a_folded_cell_is_called_what_it_says(parsed):
+    folded = [tag for page in parsed.values() for tag in page.find_all("summary")]
+    assert len(folded) > 100
+    assert not [tag for tag in folded if tag.has_attr("aria-label")]
+
+
 def test_every_image_has_alt_text(parsed):
     images = [(path.name, image) for path, page in parsed.items() for image in page("img")]
     assert len(images) >= 2

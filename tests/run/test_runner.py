@@ -266,15 +266,18 @@ def test_a_file_that_the_code_names_is_in_the_key(tmp_path):
 def test_the_lock_and_the_versions_are_in_the_key(monkeypatch, tmp_path):
     before = files.environment_key()
     files.environment_key.cache_clear()
+    files.installed.cache_clear()
     version = files.importlib.metadata.version
     monkeypatch.setattr(files.importlib.metadata, "version", lambda name: version(name) + "+" * (name == "scipy"))
     assert files.environment_key() != before
     monkeypatch.undo()
     files.environment_key.cache_clear()
+    files.installed.cache_clear()
     (tmp_path / "requirements.lock").write_text("numpy==1")
     monkeypatch.setattr(files, "ROOT", tmp_path)
     assert files.environment_key() != before
     files.environment_key.cache_clear()
+    files.installed.cache_clear()
 
 
 def test_an_edited_copy_is_seen_and_prose_is_not_in_place(tmp_path):
