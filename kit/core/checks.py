@@ -165,6 +165,13 @@ def check_settings(values: Mapping[str, Any], x: Tensor | None = None) -> dict[s
     return checked
 
 
+def check_counts(least: int = 1, **counts: Any) -> None:
+    """Raises ValueError for what is no whole number, True and False among them, or below `least`."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value!r}: a whole number, {least} at least, is needed")
+
+
 def _count(name: str, value: Any) -> int:
     try:
         number = operator.index(value)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from kit.core import asking, features, laid_out, per_image
 from kit.core.network import calls
 from kit.report import Estimate
-from kit.report.intervals import as_array
+from kit.report.intervals import as_array, resampled
 
 
 def watched(model: nn.Module, x: Tensor) -> list[str]:
@@ -150,8 +150,7 @@ def guides(
     if value is None:
         return None
     draws = [_within(covered, failing, [random.choice(m, len(m)) for m in members]) for _ in range(resamples)]
-    low, high = np.quantile([d for d in draws if d is not None], (0.025, 0.975))
-    return Estimate(value, float(low), float(high), len(sets))
+    return resampled(value, [d for d in draws if d is not None], len(sets))
 
 
 def _within(x: np.ndarray, y: np.ndarray, members: Sequence[np.ndarray]) -> float | None:

@@ -23,7 +23,7 @@ from kit.detect import REFUSED, Detector
 from kit.detect.detector import predicted
 from kit.explain import answers
 from kit.report import Estimate
-from kit.report.intervals import as_array
+from kit.report.intervals import as_array, resampled
 
 Pairs = Iterable[tuple[int, int]]
 
@@ -140,13 +140,7 @@ def mutual_faults(
         raise ValueError(f"no pair of these versions has an error each among {N} images: there is nothing to share")
     with np.errstate(divide="ignore", invalid="ignore"):
         found = [*rates[:, n:].T, independent, rates[:, n] / independent]
-    return Faults(*(_estimate(v, N) for v in found))
-
-
-def _estimate(values: np.ndarray, n: int) -> Estimate:
-    """The first value, and the middle 95 % of the others."""
-    low, high = np.nanquantile(values[1:], (0.025, 0.975))
-    return Estimate(float(values[0]), float(low), float(high), n)
+    return Faults(*(resampled(v[0], v[1:], N) for v in found))
 
 
 def shared(said: Any, y: Any, pairs: Pairs | None = None, *, same: bool = False) -> np.ndarray:

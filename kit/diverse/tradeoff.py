@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kit.core import fooled
 from kit.report import Estimate
-from kit.report.intervals import as_array
+from kit.report.intervals import as_array, resampled
 
 
 def common(models: Mapping[str, nn.Module] | Iterable[nn.Module], x: Tensor, y: Tensor) -> Tensor:
@@ -91,9 +91,8 @@ def slope(
         again = _within(log_error(right[:, tests]), distance[:, images].mean(1), rows)
         if again is not None:
             draws.append(again)
-    low, high = np.quantile(draws, (0.025, 0.975))
     at = {names[m[0]]: float(y[m].mean() - found * x[m].mean()) for m in members}
-    return Line(Estimate(float(found), float(low), float(high), len(right)), at)
+    return Line(resampled(found, draws, len(right)), at)
 
 
 def _within(x: np.ndarray, y: np.ndarray, members: Sequence[np.ndarray]) -> float | None:

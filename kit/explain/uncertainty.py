@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import kit.data
 from kit.core import seeding
-from kit.core.checks import check_fits, check_images, check_settings
+from kit.core.checks import check_counts, check_fits, check_images, check_settings
 from kit.core.network import replace
 from kit.core.passes import borrowed, chunks, laid_out
 from kit.data.scenes import DARK_NOISE, LIGHT_NOISE, distances
@@ -57,8 +57,7 @@ def mc_dropout(
                          "an ensemble (answers)")
     if any(layer.p >= 1 for layer in layers.values()):
         raise ValueError("a dropout of p = 1 leaves nothing: let p lie below 1")
-    if not isinstance(passes, int) or isinstance(passes, bool) or passes < 1:
-        raise ValueError(f"passes={passes}: at least one answer is needed")
+    check_counts(passes=passes)
     check_settings({"generator": generator})
     check_images(x)
     check_fits(model, x)
@@ -163,8 +162,7 @@ def noisy_logits_nll(
     if z.shape != s.shape or z.dim() < 2 or y.shape != (z.shape[0], *z.shape[2:]):
         raise ValueError(f"z and s have one shape (N, K, …) and y is (N, …), not {tuple(z.shape)}, {tuple(s.shape)} "
                          f"and {tuple(y.shape)}")
-    if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
-        raise ValueError(f"draws={draws}: a whole number, at least one, is needed")
+    check_counts(draws=draws)
     check_settings({"generator": generator})
     _check_classes(y, z.shape[1])
     source = generator or seeding.generator()
@@ -198,8 +196,7 @@ def reliability(p: Tensor, y: Tensor, bins: int = 15) -> Reliability:
     if p.dim() != 2 or y.shape != p.shape[:1] or not len(p):
         raise ValueError(f"one label is needed for each row of p (N, K), which is {tuple(p.shape)} for y "
                          f"{tuple(y.shape)}")
-    if not isinstance(bins, int) or isinstance(bins, bool) or bins < 1:
-        raise ValueError(f"bins={bins}: a whole number, at least one, is needed")
+    check_counts(bins=bins)
     if not _sums_to_1(p, 1):
         raise ValueError("p must hold probabilities (N, K) that sum to 1 over K: use logits.softmax(1)")
     _check_classes(y, p.shape[1])

@@ -42,6 +42,12 @@ def mean(values: Any) -> Estimate:
     return Estimate(float(values.mean()), *bootstrap_mean(values), len(values))
 
 
+def resampled(value: float, draws: Any, n: int) -> Estimate:
+    """A number with the middle 95 % of what resamples gave for it; NaN among them counts for none."""
+    low, high = np.nanquantile(as_array(draws), (0.025, 0.975))
+    return Estimate(float(value), float(low), float(high), n)
+
+
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for a proportion p̂ = successes / n, as fractions (lo, hi).
 

@@ -77,7 +77,7 @@ def test_networks_without_dropout_and_other_mistakes_are_told():
         mc_dropout(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), images(1))
     with pytest.raises(ValueError, match="leaves nothing"):
         mc_dropout(dropped_linear(p=1.0), images(1))
-    with pytest.raises(ValueError, match="at least one answer"):
+    with pytest.raises(ValueError, match="1 at least, is needed"):
         mc_dropout(dropped_linear(), images(1), passes=0)
     with pytest.raises(ValueError, match="255"):
         mc_dropout(dropped_linear(), 255 * images(1))
@@ -230,10 +230,10 @@ def test_what_is_kept_first_is_what_was_most_certain():
     (lambda p, y: error_kept(p, p[:3], (0.5,)), "one shape"),
     (lambda p, y: answers(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), images(1)), "list of networks"),
     (lambda p, y: mc_dropout(dropped_linear(), images(1), generator=3), "generator must"),
-    (lambda p, y: mc_dropout(dropped_linear(), images(1), passes=1.5), "at least one answer"),
+    (lambda p, y: mc_dropout(dropped_linear(), images(1), passes=1.5), "1 at least, is needed"),
     (lambda p, y: distances(images(1)), "masks and factors"),
     (lambda p, y: mc_dropout("net", images(1)), "a network is needed"),
-    (lambda p, y: mc_dropout(dropped_linear(), images(1), passes=True), "at least one answer"),
+    (lambda p, y: mc_dropout(dropped_linear(), images(1), passes=True), "1 at least, is needed"),
     (lambda p, y: answers(["net"], images(1)), "a network is needed"),
     (lambda p, y: entropies(torch.ones(2, 2, 1, dtype=torch.int64)), "sum to 1"),
     (lambda p, y: variances(p * torch.nan, p), "NaN"), (lambda p, y: variances(y[:, None], y[:, None]), "floats"),

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from kit.report.measured import merged
 from kit.run import cluster, files, notebooks
+from kit.run import crew as crews
 from kit.run.files import UserError
 from kit.run.notebooks import run
 from tests.run.cells import gone, printed, write
@@ -36,7 +37,7 @@ def client():
     import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import a test
-    with cluster.cluster("local:2") as found:
+    with crews.cluster("local:2") as found:
         found.wait_for_workers(2, timeout=120)
         yield found
 
@@ -355,8 +356,8 @@ def test_what_a_notebook_asks_for(tmp_path):
             of("full", "auto", **wrong)
 
 
-def worker(**of) -> cluster.Worker:
-    return cluster.Worker(**({"address": "tcp://w", "name": "w", "host": "h", "threads": 2, "cores": 8,
+def worker(**of) -> crews.Worker:
+    return crews.Worker(**({"address": "tcp://w", "name": "w", "host": "h", "threads": 2, "cores": 8,
                               "offers": {"GPU": 1, "memory": 10.0}, "declared": set()} | of))
 
 
@@ -379,22 +380,22 @@ def test_a_worker_gives_no_more_than_it_offers():
 
 def test_what_differs_is_named():
     here = {"torch": "2.15.0", "numpy": "2.4.6", "kit": "a" * 64}
-    assert cluster.differing(here, dict(here)) == ""
-    assert cluster.differing(here, {"torch": "2.11.0", "kit": "b" * 64}) == (
+    assert crews.differing(here, dict(here)) == ""
+    assert crews.differing(here, {"torch": "2.11.0", "kit": "b" * 64}) == (
         "kit is bbbbbbbbbbbb and not aaaaaaaaaaaa, numpy is missing and not 2.4.6, torch is 2.11.0 and not 2.15.0")
 
 
 def test_a_late_worker_that_differs_gets_nothing_and_is_named():
     there = {"tcp://a": 1}
     found = {"host": "h", "threads": 1, "cores": 1, "memory": 4.0, "resources": {}, "data": {"mnist.npz": "1"}}
-    about = cluster.setup("")
+    about = crews.setup("")
 
     def ask(function, code, data, workers, on_error):
         other = {"tcp://b": {"torch": "0"}}
         return {a: {**found, "name": a[-1], "about": about | other.get(a, {})} for a in workers}
 
     client = SimpleNamespace(nthreads=lambda: there, run=ask, subscribe_topic=lambda *_: None)
-    crew = cluster.Crew(client, [], "quick", print)
+    crew = crews.Crew(client, [], "quick", print)
     crew.look()
     assert set(crew.workers) == {"tcp://a"}
     there |= {"tcp://b": 1, "tcp://c": 1}
@@ -419,7 +420,7 @@ def test_a_scheduler_that_is_gone_is_one_sentence():
 
     client = SimpleNamespace(nthreads=gone, subscribe_topic=lambda *_: None)
     with pytest.raises(UserError, match=r"the dask scheduler is gone \(OSError\): start it again"):
-        cluster.Crew(client, [], "quick", print).look()
+        crews.Crew(client, [], "quick", print).look()
 
 
 def test_data_are_the_same_by_names_sizes_and_ends(tmp_path, monkeypatch):

@@ -21,13 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kit.core.checks import check_counts
+
 BINS = 20
 PRUNED = 0.05  # the standard deviation below which a number counts as unused
 
 
 def binned(values: Tensor, bins: int = BINS) -> Tensor:
     """Class numbers 0 … bins − 1 of equal bins between the least and the largest value of each column, as int64."""
-    _count(bins=bins)
+    check_counts(bins=bins)
     if not isinstance(values, Tensor) or not values.numel() or not bool(values.isfinite().all()):
         raise ValueError("values are a tensor with a row at least, without NaN or infinity")
     low, high = values.amin(0), values.amax(0)
@@ -68,8 +70,8 @@ def factor_vae_score(
     score is the share of right answers in `tests` further votes. 0 where no number is left. Chance is 1 / K.
     """
     codes, factors = _checked(codes, factors)
-    _count(2, batch=batch)
-    _count(votes=votes, tests=tests)
+    check_counts(2, batch=batch)
+    check_counts(votes=votes, tests=tests)
     variance = codes.var(0, unbiased=False)
     used = variance.sqrt() >= PRUNED
     if not bool(used.any()):
@@ -168,12 +170,6 @@ def _halves(n: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]
     order = np.random.default_rng(seed).permutation(n)
     cut = round(n * held_out)
     return order[cut:], order[:cut]
-
-
-def _count(least: int = 1, **counts: int) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}={value!r}: a whole number, {least} at least, is needed")
 
 
 def _checked(codes: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:

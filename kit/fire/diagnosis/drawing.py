@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import kit.models
 from kit.core import Draws, Normalize, borrowed, check_images, check_model, chunks, features, laid_out, logits, normal
-from kit.core.checks import check_fits, check_settings
+from kit.core.checks import check_counts, check_fits, check_settings
 from kit.core.fitted import Fitted, fingerprint
 from kit.models import Recipe
 from kit.models.decoders import Critic, Drawers
@@ -50,9 +50,7 @@ class InterpretGAN(Fitted):
                             "InterpretGAN.shipped(name)")
         if layers is not None and (isinstance(layers, str) or not layers or len(set(layers)) < len(layers)):
             raise ValueError(f"layers must name one layer or more, each once, or be None, not {layers!r}")
-        for name, count in {"noise": noise, "width": width}.items():
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise ValueError(f"{name} must be a whole number, 1 or more, not {count!r}")
+        check_counts(noise=noise, width=width)
         for name, number in {"lam": lam, "jitter": jitter, "spread": spread}.items():
             if not isinstance(number, Real) or not 0 <= number < math.inf:
                 raise ValueError(f"{name} must be a finite number, 0 or more, not {number!r}")
