@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -42,6 +43,11 @@ def _arrays(tree: Any) -> Iterator[tuple[dict[str, Any], str]]:
             yield from _arrays(value)
 
 
+def _finite(where: dict[str, Any], key: str) -> dict[int, float]:
+    """The numbers of a row by their place; what was not measured is left out, since a change of it is none."""
+    return {j: float(v) for j, v in enumerate(where[key].split()) if math.isfinite(float(v))}
+
+
 def _entries(output: dict[str, Any]) -> list[dict[str, Any]]:
     """What an output records: nothing, one number, or a whole table."""
     found = output.get("data", {}).get(RECORD, [])
@@ -66,8 +72,8 @@ def mutated(outputs: list[dict[str, Any]], source: random.Random) -> Iterator[tu
                 return other
 
             if (new := changed_number(text, source)) is not None and new != text:
-                small = all(abs(number(v).value) < 1e-3 for v in set(NUMBER.findall(text)) ^ set(NUMBER.findall(new)))
-                yield "number under 0.001" if small else "number", put(new)
+                small = all(abs(number(v).value) < 1e-2 for v in set(NUMBER.findall(text)) ^ set(NUMBER.findall(new)))
+                yield "number under 0.01" if small else "number", put(new)
             lines = text.splitlines(keepends=True)
             if len(lines) > 1:
                 at = source.randrange(len(lines))
@@ -84,10 +90,10 @@ def mutated(outputs: list[dict[str, Any]], source: random.Random) -> Iterator[tu
                 yield f"record's {key}", other
         if FIGURE in output.get("data", {}):
             other = copy.deepcopy(outputs)
-            where, key = source.choice(list(_arrays(other[i]["data"][FIGURE])))
-            values = [float(v) for v in where[key].split()]
-            at = source.randrange(len(values))
-            values[at] += 0.05 * (max(values) - min(values) or abs(values[0]) or 1.0)
+            where, key = source.choice([row for row in _arrays(other[i]["data"][FIGURE]) if _finite(*row)])
+            values, finite = [float(v) for v in where[key].split()], _finite(where, key)
+            values[source.choice(list(finite))] += 0.05 * (
+                max(finite.values()) - min(finite.values()) or abs(max(finite.values())) or 1.0)
             where[key] = " ".join(f"{v:.4g}" for v in values)
             yield "plotted data", other
             bare = copy.deepcopy(outputs)
