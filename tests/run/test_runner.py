@@ -549,6 +549,16 @@ def test_the_kernel_environment_keeps_the_gpu_only_where_it_may(monkeypatch):
     assert found["PYTHONPATH"].split(os.pathsep) == [str(files.ROOT), "elsewhere"]
 
 
+def test_a_kernel_adds_in_the_order_that_processors_have_in_common(monkeypatch):
+    if job.has_avx2():
+        variables = {**os.environ, **job.kernel_environment(1, gpu=False)}
+        asked = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+        found = subprocess.run([sys.executable, "-c", asked], env=variables, capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == "AVX2"
+    monkeypatch.setattr(job, "has_avx2", lambda: False)  # told to use what it has not, torch would crash
+    assert not set(job.ONE_ARITHMETIC) & set(job.kernel_environment(1, gpu=False))
+
+
 def test_the_probe_names_the_gpu_only_if_it_was_used(monkeypatch):
     for used, device in ((True, "H"), (False, "cpu")):
         cuda = SimpleNamespace(is_initialized=lambda used=used: used, get_device_name=lambda: "H")
