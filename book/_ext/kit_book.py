@@ -1,9 +1,11 @@
 """What `_config.yml` cannot say: MathJax comes from the book itself, buttons are there only when they lead somewhere,
-no page names another host for what it does not use, and a changed stylesheet counts as a change."""
+no page names another host for what it does not use, a screen reader is told what is shown, and a changed stylesheet
+counts as a change."""
 
 import hashlib
 import html
 import json
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -92,6 +94,12 @@ def say_what_is_folded(app: Sphinx, pagename: str, templatename: str, context: d
     context["body"] = context.get("body", "").replace('<summary aria-label="Toggle hidden content">', "<summary>")
 
 
+def empty_heads_are_cells(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """The corner of a table heads nothing: as a cell it is no header without a name."""
+    body = context.get("body", "")
+    context["body"] = re.sub(r"<th(?: class=\"head\")?>(?:<p></p>)?</th>", "<td></td>", body)
+
+
 def setup(app: Sphinx) -> dict:
     app.connect("config-inited", hide_dead_buttons)
     app.connect("builder-inited", copy_mathjax)
@@ -99,4 +107,6 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("html-page-context", show_stamp)
     app.connect("html-page-context", say_what_is_folded)
+    app.connect("html-page-context", empty_heads_are_cells)
+    app.add_js_file("names.js", loading_method="defer")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -8,6 +8,7 @@ import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -22,6 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = [str(Path(sys.executable).with_name("jupyter-book")), "build", ".", "-W", "-n", "--keep-going"]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 CODE = "source"  # the folder of the package's and the tests' files, which have no links and no scripts
+# The checker's own file, out of a package that the tests do not import: its module would need a driver of its own.
+AXE = next((Path(place) / "axe.min.js" for spec in [find_spec("axe_playwright_python")] if spec
+            for place in spec.submodule_search_locations), None)
+needs_axe = pytest.mark.skipif(AXE is None, reason="axe_playwright_python, which carries axe-core, is not installed")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 
 # The attributes whose address no page loads by itself: a link (a href) is the reader's choice and may lead anywhere.
@@ -482,3 +487,54 @@ def test_progress_is_shown_and_can_be_cleared(site, tmp_path, names):
     said = f"{{}} of {len(names.chapters)} chapters read, as this browser remembers. {{}}"
     assert after.find(id="some").get_text() == said.format(1, "../notebooks/attacks/gradient.html")
     assert after.find(id="none").get_text() == said.format(0, "")
+
+
+# Colours are looked at in both modes. What else axe looks at does not depend on the mode, but for the button's name.
+LOOK = """<head><script src="{axe}"></script><script>
+localStorage.setItem("mode", "light"); localStorage.setItem("theme", "light");
+addEventListener("load", async () => {{
+  const wait = (time) => new Promise((go) => setTimeout(go, time));
+  const names = "label-content-name-mismatch";
+  const found = {{}};
+  await wait(500);
+  for (const theme of ["light", "dark"]) {{
+    while (document.documentElement.dataset.theme !== theme) document.querySelector(".theme-switch-button").click();
+    await wait(500);
+    const options = {{rules: {{[names]: {{enabled: true}}}}, resultTypes: ["violations"]}};
+    if (theme === "dark") options.runOnly = ["color-contrast", names];
+    const result = await axe.run(document, options);
+    found[theme] = result.violations.map((rule) => [rule.id, ...rule.nodes.map((node) => String(node.target))]);
+    found[`${{theme}}, colours looked at`] = result.passes.some((rule) => rule.id === "color-contrast");
+  }}
+  const p = document.createElement("p");
+  p.id = "axe";
+  p.textContent = JSON.stringify(found);
+  document.body.append(p);
+}});
+</script>"""
+LOOKED_AT = [
+    "book/index", "notebooks/explain/gradient", "notebooks/explain/cam", "book/glossary", "book/reference/fire",
+]  # fmt: skip
+
+
+@needs_browser
+@needs_axe
+@pytest.mark.parametrize("page", LOOKED_AT)
+def test_axe_finds_nothing_in_light_and_in_dark(site, tmp_path, page):
+    """Home, a chapter with exercises and tables, one with a figure that moves, the glossary, a part's reference."""
+    after, _ = driven(site / f"{page}.html", "<head>", LOOK.format(axe=AXE.as_uri()), tmp_path)
+    clean = {"light": [], "light, colours looked at": True, "dark": [], "dark, colours looked at": True}
+    assert json.loads(after.find(id="axe").get_text()) == clean
+
+
+@needs_browser
+@needs_axe
+def test_axe_sees_what_is_wrong(site, tmp_path):
+    page = tmp_path / "wrong.html"
+    text = (site / "book" / "index.html").read_text().replace('href="../', f'href="{site.as_uri()}/')
+    wrong = '<img src="i.png"><p style="color: #777; background: #888">grey on grey</p></article>'
+    page.write_text(text.replace('src="../', f'src="{site.as_uri()}/').replace("</article>", wrong, 1))
+    after, _ = driven(page, "<head>", LOOK.format(axe=AXE.as_uri()), tmp_path)
+    found = json.loads(after.find(id="axe").get_text())
+    assert {"image-alt", "color-contrast"} <= {rule for rule, *_ in found["light"]}
+    assert "color-contrast" in {rule for rule, *_ in found["dark"]}
