@@ -1,6 +1,7 @@
 """The exercises, a file for each family. Importing a file enters its exercises in `kit.lab.EXERCISES`."""
 from kit.lab.exercises import (
     adv2,
+    beyond,
     bias,
     certify,
     costs,
@@ -19,12 +20,13 @@ from kit.lab.exercises import (
     projections,
     scores,
     svm,
+    travelling,
     universal,
     versions,
 )
 
 __all__ = [
-    "adv2", "bias", "certify", "costs", "coverage", "decision", "detect", "explained", "foundations", "game",
-    "gradient", "influence", "lrp", "maps", "measures", "minimal", "projections", "scores", "svm", "universal",
-    "versions",
+    "adv2", "beyond", "bias", "certify", "costs", "coverage", "decision", "detect", "explained", "foundations",
+    "game", "gradient", "influence", "lrp", "maps", "measures", "minimal", "projections", "scores", "svm",
+    "travelling", "universal", "versions",
 ]
