@@ -489,8 +489,9 @@ def test_progress_is_shown_and_can_be_cleared(site, tmp_path, names):
     assert after.find(id="none").get_text() == said.format(0, "")
 
 
-# Colours are looked at in both modes. What else axe looks at does not depend on the mode, but for the button's name.
-LOOK = """<head><script src="{axe}"></script><script>
+# Colours are looked at in both modes, once they have changed. What else axe looks at does not depend on the mode, but
+# for the button's name.
+LOOK = """<head><style>* {{ transition: none !important; }}</style><script src="{axe}"></script><script>
 localStorage.setItem("mode", "light"); localStorage.setItem("theme", "light");
 addEventListener("load", async () => {{
   const wait = (time) => new Promise((go) => setTimeout(go, time));
