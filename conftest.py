@@ -35,7 +35,7 @@ def pytest_configure(config: Any) -> None:
     from nbval.plugin import IPyNbCell, IPyNbFile
 
     from kit.run.job import kernel_environment
-    from kit.run.kernel import kernel_spec
+    from kit.run.kernel import kernel_spec, started
     from kit.run.notebooks import warm_up
 
     if getattr(IPyNbCell, "approximate", False):
@@ -59,7 +59,7 @@ def pytest_configure(config: Any) -> None:
 
     def start(self: Any) -> None:
         with mock.patch.dict(os.environ, kernel_environment(1, gpu=False, shipped=True)):
-            setup(self)
+            started(lambda: setup(self))
 
     def run(self: Any) -> None:
         """Every cell is executed and compared, whatever nbval's tags and comments in it say."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.run.files import VOLATILE, content_key, injected, stamp
+from kit.run.kernel import kernel_spec, started
 
 FULL_DISK = "the disk is full"
 EDITED = "the notebook was edited while it ran, and is left as it is: run it again"
@@ -33,8 +34,6 @@ def _engine(emit: Callable[[dict[str, Any]], None], seen: dict[str, Any]) -> str
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine, papermill_engines
     from traitlets import default
-
-    from kit.run.kernel import kernel_spec
 
     class Here(KernelSpecManager):
         """Any kernel name means this interpreter: an installed `python3` may point to another one."""
@@ -232,15 +231,17 @@ def execute(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict
         original = nbformat.reads(text, as_version=4)
         partial.parent.mkdir(parents=True, exist_ok=True)
         try:
-            done = execute_notebook(
-                job["notebook"].replace("{", "{{").replace("}", "}}"),  # papermill formats paths
-                str(partial).replace("{", "{{").replace("}", "}}"),
-                parameters=job["inject"],
-                engine_name=engine,
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                cwd=str(Path(job["notebook"]).parent),
+            done = started(
+                lambda: execute_notebook(
+                    job["notebook"].replace("{", "{{").replace("}", "}}"),  # papermill formats paths
+                    str(partial).replace("{", "{{").replace("}", "}}"),
+                    parameters=job["inject"],
+                    engine_name=engine,
+                    kernel_name="python3",
+                    language="python",
+                    progress_bar=False,
+                    cwd=str(Path(job["notebook"]).parent),
+                )
             )
         except PapermillExecutionError as error:
             if "error" in seen:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 
@@ -17,6 +18,19 @@ def kernel_spec(*options: str) -> dict[str, Any]:
     from ipykernel.kernelspec import get_kernel_dict
 
     return get_kernel_dict(extra_arguments=[f"--IPKernelApp.extra_extensions={__name__}", *options])
+
+
+def started(start: Callable[[], Any], tries: int = 3) -> Any:
+    """What `start` returns, called again where the kernel that it starts died before its first answer.
+
+    A kernel is told its ports before it takes them, and another process may take one in between: it then dies.
+    """
+    try:
+        return start()
+    except RuntimeError as error:
+        if tries == 1 or "died before replying" not in str(error):
+            raise
+    return started(start, tries - 1)
 
 
 OUTPUT_LIMIT = 10_000_000  # characters that a cell may write; each displayed object counts a thousand at least

@@ -19,6 +19,7 @@ import pytest
 
 from kit.run import execute, files, job, notebooks
 from kit.run.files import UserError
+from kit.run.kernel import started
 from kit.run.notebooks import run
 from kit.run.probe import probe
 from tests.run.cells import gone, printed, write
@@ -504,6 +505,39 @@ def test_no_kernel_outlives_its_process_not_even_in_a_long_call_of_c(tmp_path, b
         between.kill()
     runner.wait(30)
     assert gone(kernel)
+
+
+@pytest.mark.parametrize(("deaths", "status"), [(2, "ok"), (3, "failed")])
+def test_a_kernel_that_dies_before_it_answers_is_started_again(tmp_path, monkeypatch, deaths, status):
+    """As one does whose port another process took first: three times, and no more."""
+    died = tmp_path / "died"
+    died.touch()
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        f"size = os.path.getsize({str(died)!r})\n"
+        f"if 'ipykernel_launcher' in sys.orig_argv and size < {deaths}:\n"
+        f"    open({str(died)!r}, 'a').write('x')\n    os._exit(1)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    (result,) = run([write(tmp_path / "a.ipynb", "print('done')")], out=tmp_path / "out")
+    assert len(died.read_text()) == deaths
+    assert result.status == status
+    if status == "ok":
+        assert printed(result.output) == "done\n"
+    else:
+        assert result.error.startswith("the kernel did not start")
+
+
+def test_what_fails_otherwise_is_not_started_again():
+    calls = []
+
+    def start():
+        calls.append(1)
+        raise RuntimeError("Kernel didn't respond in 60 seconds")
+
+    with pytest.raises(RuntimeError, match="respond"):
+        started(start)
+    assert len(calls) == 1
 
 
 def test_outputs_lie_as_the_notebooks_do(tmp_path, monkeypatch):
