@@ -25,7 +25,8 @@ class Normalize(nn.Module):
 class Ensemble(nn.Module):
     """Several networks as one, by the mean of their logits (Dong et al. 2018, section 3.4) or of their probabilities.
 
-    With average="probabilities" it returns the logarithm of the mean, whose softmax is that mean.
+    With average="probabilities" it returns the logarithm of the mean, whose softmax is that mean. A pass raises
+    ValueError where the networks know different classes.
     """
 
     def __init__(self, models: Sequence[nn.Module], average: str = "logits"):
@@ -37,7 +38,11 @@ class Ensemble(nn.Module):
         self.models, self.average = nn.ModuleList(models), average
 
     def forward(self, x: Tensor) -> Tensor:
-        z = torch.stack([model(x) for model in self.models])
+        each = [model(x) for model in self.models]
+        if len({z.shape for z in each}) > 1:
+            raise ValueError("the networks answer in the shapes " + ", ".join(str(tuple(z.shape)) for z in each)
+                             + ": an ensemble answers one question")
+        z = torch.stack(each)
         return z.mean(0) if self.average == "logits" else z.log_softmax(2).logsumexp(0) - math.log(len(z))
 
 

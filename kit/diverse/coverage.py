@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kit.core import asking, features, laid_out, per_image
+from kit.core import asking, check_images, features, laid_out, per_image
 from kit.core.network import calls
 from kit.report import Estimate
 from kit.report.intervals import as_array, resampled
@@ -28,6 +28,7 @@ def watched(model: nn.Module, x: Tensor) -> list[str]:
 
     Raises ValueError where there is none.
     """
+    check_images(x)
     with torch.no_grad(), asking(model, torch.arange(1)):
         names = [name for name, module, _ in calls(model, laid_out(x[:1])) if isinstance(module, nn.ReLU | nn.ReLU6)]
     once = [name for name in names if names.count(name) == 1]
@@ -74,17 +75,22 @@ class Ranges(NamedTuple):
 
     @classmethod
     def of(cls, a: Tensor) -> "Ranges":
-        """Those of the values (N, K) of training images."""
+        """Those of the values (N, K) of training images. Raises ValueError for no images, and for NaN."""
+        if not len(a) or bool(a.isnan().any()):
+            raise ValueError("ranges are those of one image or more, without NaN")
         return cls(*a.aminmax(dim=0))
 
 
 def sections(a: Tensor, ranges: Ranges, k: int = 10) -> Tensor:
     """Which of the k equal parts of its range each neuron is in, (N, K·k); values a (N, K) outside it hit none.
 
-    A neuron that is constant on the training images has one part, its first. Raises ValueError for k below 1.
+    A neuron that is constant on the training images has one part, its first. Raises ValueError for k below 1, and for
+    values of other neurons.
     """
-    if k < 1:
+    if k != int(k) or k < 1:
         raise ValueError(f"k is the number of parts, 1 or more, not {k}")
+    if a.shape[1:] != ranges.low.shape:
+        raise ValueError(f"values of {a.shape[-1]} neurons, ranges of {len(ranges.low)}")
     width = (ranges.high - ranges.low).clamp_min(torch.finfo(a.dtype).tiny)
     part = ((a - ranges.low) / width * k).floor().clamp(0, k - 1)
     inside = (a >= ranges.low) & (a <= ranges.high)
@@ -97,8 +103,11 @@ def corners(a: Tensor, ranges: Ranges) -> Tensor:
 
 
 def covered(hit: Any) -> float:
-    """The share of cells that one image or more hits, from (N, cells)."""
-    return float(as_array(hit).any(0).mean())
+    """The share of cells that one image or more hits, from (N, cells). Raises ValueError for another shape."""
+    hit = as_array(hit)
+    if hit.ndim != 2 or not hit.shape[1]:
+        raise ValueError(f"hit is (N, cells), with one cell or more, not {hit.shape}")
+    return float(hit.any(0).mean())
 
 
 def most_covering(hit: Any, n: int) -> list[int]:
@@ -130,13 +139,16 @@ def guides(
     hit (N, cells), failed (N,), groups (N,): where each image comes from. The images of each group are dealt out into
     sets that share none. With groups the correlation is that within them: their means are taken off first. Its 95 %
     interval is a percentile bootstrap over sets, drawn within groups; its n counts the sets. None where all sets of a
-    group cover the same, or fail alike. Raises ValueError for fewer than three sets, and for shapes that do not fit.
+    group cover the same, or fail alike. Raises ValueError for fewer than three sets, for shapes that do not fit,
+    and for sizes and resamples below 1.
     """
     hit, failed = as_array(hit).astype(bool), as_array(failed).astype(float)
     names = np.asarray(list(groups)) if groups is not None else np.zeros(len(hit), int)
     if hit.ndim != 2 or failed.shape != (len(hit),) or len(names) != len(hit):
         raise ValueError("hit is (N, cells), failed and groups are (N,): not "
                          f"{hit.shape}, {failed.shape}, {names.shape}")
+    if size != int(size) or size < 1 or resamples < 1:
+        raise ValueError(f"size and resamples are whole numbers, 1 or more, not {size} and {resamples}")
     random, sets = np.random.default_rng(seed), []
     for place, name in enumerate(dict.fromkeys(names.tolist())):
         rows = random.permutation(np.flatnonzero(names == name))

@@ -89,12 +89,14 @@ STRONGEST = 10
 def changed(x: Tensor, test: Tensor, p: Tensor) -> Tensor:
     """Each image (N, C, H, W) under its change: `test` (N,) counts in the order of `TESTS`, p (N,) from 1 to 10.
 
-    Raises ValueError for another number of either.
+    Raises ValueError for another number of either, and for blurs of images with fewer than 5 pixels a side.
     """
     check_images(x)
     for name, value, least, most in (("test", test, 0, len(TESTS) - 1), ("p", p, 1, STRONGEST)):
-        if value.shape != (len(x),) or int(value.min()) < least or int(value.max()) > most:
+        if value.shape != (len(x),) or bool(((value < least) | (value > most) | (value % 1 != 0)).any()):
             raise ValueError(f"{name} is a whole number from {least} to {most} for each of {len(x)} images")
+    if min(x.shape[2:]) < 5 and bool((test == list(TESTS).index("blur")).any()):
+        raise ValueError(f"a blur mirrors 4 pixels at the edge: {tuple(x.shape[2:])} are too few")
     out = x.clone()
     for place, function in enumerate(TESTS.values()):
         rows = test == place
@@ -113,11 +115,12 @@ def deeptest(
     the last try of each, and that try: (N, C, H, W), `test` (N,) and p (N,), as `changed` takes them; an image about
     which the networks differed from the start is not changed, and has p = 0.
     Cost: at most `tries` forward passes of all networks; `differ` says about which they disagree.
-    Raises TypeError for what is no Ensemble, ValueError for fewer than two networks and for a strength past 10.
+    Raises TypeError for what is no Ensemble, ValueError for fewer than two networks, for networks of different classes,
+    and for a strength past 10.
     """
     check_several("deeptest", model)
-    if not 1 <= strongest <= STRONGEST:
-        raise ValueError(f"strongest must be 1 to {STRONGEST}, not {strongest}")
+    if strongest != int(strongest) or not 1 <= strongest <= STRONGEST:
+        raise ValueError(f"strongest must be a whole number from 1 to {STRONGEST}, not {strongest}")
     found, test = x.clone(), torch.zeros(len(x), dtype=torch.long, device=x.device)
     p, live = torch.zeros_like(test), torch.arange(len(x), device=x.device)
     for _ in range(tries):

@@ -66,8 +66,11 @@ def deepxplore(
     With `guided=False` g is a random direction, drawn once for each image: the control, of the same step and shape.
     Returns the images; `differ` says about which of them the networks disagree.
     Cost: `steps` forward passes of all networks, and as many backward passes if guided.
-    Raises TypeError for what is no Ensemble, ValueError for another word or place, and for fewer than two networks.
-    Source: Pei et al., DeepXplore, SOSP 2017, algorithm 1.
+    Raises TypeError for what is no Ensemble, ValueError for another word, place, size or channel, for fewer than two
+    networks, and for networks of different classes.
+    Source: Pei et al., DeepXplore, SOSP 2017, algorithm 1. Their code divides by the RMS first, and takes the part that
+    is allowed afterwards: light moves by the mean of the scaled gradient (10⁴ times that on ImageNet). It darkens one
+    patch a step, and is told the rectangle.
     """
     check_several("deepxplore", model)
     if change not in CHANGES:
@@ -75,9 +78,11 @@ def deepxplore(
     if not 0 <= odd < len(model.models):
         raise ValueError(f"odd must be one of two networks or more: {odd} of {len(model.models)}")
     side = min(x.shape[2:])
-    size = size or max(1, round((6 if change == "blackout" else 10) * side / 28))
-    if size > side:
-        raise ValueError(f"a rectangle of {size} pixels does not fit into {side}")
+    size = max(1, round((6 if change == "blackout" else 10) * side / 28)) if size is None else size
+    if size != int(size) or not 1 <= size <= side:
+        raise ValueError(f"size is a whole number of pixels from 1 to {side}, not {size}")
+    if patches < 1:
+        raise ValueError(f"patches must be 1 or more, not {patches}")
     x, live = x.clone(), torch.arange(len(x), device=x.device)
     place = uniform(x.new_empty(len(x), 1, 2), generator)
     chance = None if guided else normal(x, generator)
@@ -98,6 +103,8 @@ def deepxplore(
             c = said[:, :, None]  # where they agree, the same for all
             value = (weights * z.gather(2, c)[..., 0]).sum(0)
             for name, channel in (push or {}).items():
+                if not 0 <= channel < A[name].shape[1]:
+                    raise ValueError(f"{name} has the channels 0 to {A[name].shape[1] - 1}, not {channel}")
                 value = value + lam_push * A[name][:, channel].reshape(len(v), -1).mean(1)
             g = differentiate(value, v)[agreed]
         else:

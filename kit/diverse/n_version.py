@@ -44,6 +44,7 @@ def majority(said: Tensor, quorum: int | None = None) -> Tensor:
     """
     if said.dim() != 2 or not said.shape[1]:
         raise ValueError(f"votes are (images, versions), not {tuple(said.shape)}")
+    said = said if said.is_floating_point() else said.long()  # no unsigned type holds REFUSED
     quorum = _quorum(said.shape[1], quorum)
     same = (said[:, :, None] == said[:, None]).sum(2)  # (N, n): how many versions say what this one says
     most, first = same.masked_fill(said == REFUSED, 0).max(1)
@@ -53,7 +54,7 @@ def majority(said: Tensor, quorum: int | None = None) -> Tensor:
 def _quorum(n: int, quorum: int | None) -> int:
     least = n // 2 + 1
     quorum = least if quorum is None else quorum
-    if not least <= quorum <= n:
+    if quorum != int(quorum) or not least <= quorum <= n:
         raise ValueError(f"a quorum of {n} versions is {least} to {n}, not {quorum}: fewer may name two classes")
     return quorum
 
@@ -106,8 +107,9 @@ class NVersion(Detector):
 class Faults(NamedTuple):
     """Rates over images, each a mean over pairs of versions, with 95 % intervals over images.
 
-    `both` of the two are wrong; they are wrong and say the `same`; `independent` ones would be wrong at once with
-    q_i q_j, the product of their error rates; `ratio` = both / independent, 1 for independent faults.
+    `both` of the two are wrong; they are wrong and say the `same` (a version without an answer is wrong, and
+    says nothing); `independent` ones would be wrong at once with q_i q_j, the product of their error rates; `ratio` =
+    both / independent, 1 for independent faults.
     """
 
     both: Estimate
@@ -170,7 +172,7 @@ def _both(said: np.ndarray, wrong: np.ndarray, i: np.ndarray, j: np.ndarray) -> 
 
 
 def _same(said: np.ndarray, wrong: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    return (wrong[:, i] & (said[:, i] == said[:, j])).mean(1)
+    return (wrong[:, i] & (said[:, i] == said[:, j]) & (said[:, i] != REFUSED)).mean(1)
 
 
 def independent_vote(errors: Sequence[float], quorum: int | None = None) -> float:

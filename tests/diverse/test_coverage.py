@@ -130,3 +130,16 @@ def test_shipped_networks_can_be_watched(name):
 def test_a_network_without_relus_needs_names():
     with pytest.raises(ValueError, match="name the layers to watch"):
         watched(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.rand(1, 1, 2, 2))
+
+
+def test_what_cannot_be_covered_says_so():
+    a, hit, failed = torch.rand(12, 5), np.eye(12, dtype=bool), np.arange(12) % 2
+    for what in (lambda: sections(a, Ranges.of(a), 2.5), lambda: sections(a[:, :1], Ranges.of(a)),
+                 lambda: Ranges.of(a[:0]), lambda: Ranges.of(a * torch.nan), lambda: covered(hit[0]),
+                 lambda: covered(hit[:, :0]), lambda: guides(hit, failed, 0), lambda: guides(hit, failed, -1),
+                 lambda: guides(hit, failed, 2.5), lambda: guides(hit, failed, 2, resamples=0)):
+        with pytest.raises(ValueError, match="k is|ranges|hit is|size and"):
+            what()
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with pytest.raises(TypeError, match="floats"):
+        watched(model, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))

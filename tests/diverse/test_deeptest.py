@@ -165,3 +165,18 @@ def test_mistakes():
         changed(x, torch.tensor([0, 1]), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="1 changed images for 2"):
         departure(Bright(), x, x[:1])
+
+
+def test_strengths_are_whole_and_images_large_enough():
+    x, first = images(2).float(), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(ValueError, match="whole number"):
+        changed(x, first, torch.full((2,), 1.5))
+    with pytest.raises(ValueError, match="whole number"):
+        changed(x, first, torch.full((2,), 10.5))
+    with pytest.raises(ValueError, match="too few"):
+        changed(images(2, side=4), first + list(TESTS).index("blur"), first + 10)
+    few, many = (nn.Sequential(nn.Flatten(), nn.Linear(768, k)).eval() for k in (4, 5))
+    with pytest.raises(ValueError, match="whole number"):
+        deeptest(Ensemble([few, few]), x, strongest=2.5)
+    with pytest.raises(ValueError, match="one question"):
+        deeptest(Ensemble([few, many]), x)

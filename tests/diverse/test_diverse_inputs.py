@@ -158,5 +158,28 @@ def test_mistakes():
         deepxplore(pair, x, change="dark")
     with pytest.raises(ValueError, match="2 of 2"):
         deepxplore(pair, x, odd=2)
-    with pytest.raises(ValueError, match="does not fit into 4"):
+    with pytest.raises(ValueError, match="from 1 to 4, not 9"):
         deepxplore(pair, x, change="occlusion", size=9)
+
+
+@pytest.mark.parametrize(("how", "said"), [
+    ({"size": 0}, "size"), ({"size": -3, "change": "occlusion"}, "size"),
+    ({"size": 2.5, "change": "occlusion"}, "size"),
+    ({"patches": 0, "change": "blackout"}, "patches"), ({"push": {"models.0.0": -1}}, "channels"),
+    ({"push": {"models.0.0": 99}}, "channels"),
+])
+def test_a_search_that_could_not_move_says_so(how, said):
+    def net(bias):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4))
+        model[4].bias.data[0] += bias
+        return model.eval()
+
+    with pytest.raises(ValueError, match=said):
+        deepxplore(Ensemble([net(5), net(6)]), torch.rand(2, 3, 16, 16), **({"steps": 1} | how))
+
+
+def test_networks_of_different_classes_are_not_compared():
+    few, many = (nn.Sequential(nn.Flatten(), nn.Linear(192, k)).eval() for k in (4, 5))
+    with pytest.raises(ValueError, match="one question"):
+        deepxplore(Ensemble([few, many]), torch.rand(2, 3, 8, 8), steps=1)

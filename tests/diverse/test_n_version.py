@@ -285,3 +285,23 @@ def test_mistakes(three):
         mutual_faults(torch.zeros(9, 2), torch.zeros(9))
     with pytest.raises(ValueError, match="rates between 0 and 1"):
         independent_vote([0.1, 1.2])
+
+
+def test_bytes_can_abstain():
+    said = torch.tensor([[0, 1, 2], [1, 1, 0]])
+    assert majority(said.to(torch.uint8)).tolist() == [REFUSED, 1]
+
+
+def test_no_answer_twice_is_not_the_same_answer():
+    said, y = torch.tensor([[REFUSED, REFUSED], [1, 1]]), torch.tensor([0, 0])
+    assert shared(said, y).tolist() == [1, 1]
+    assert shared(said, y, same=True).tolist() == [0, 1]
+    assert mutual_faults(said, y, resamples=10).same.value == 0.5
+
+
+def test_a_quorum_is_whole_and_versions_answer_one_question():
+    with pytest.raises(ValueError, match="quorum"):
+        majority(torch.zeros(2, 3, dtype=torch.long), 2.5)
+    few, many = (nn.Sequential(nn.Flatten(), nn.Linear(192, k)).eval() for k in (4, 5))
+    with pytest.raises(ValueError, match="one question"):
+        NVersion(Ensemble([few, many])).score(torch.rand(2, 3, 8, 8))

@@ -300,3 +300,14 @@ def test_shipped_networks_are_what_the_manifest_says(name):
     found = self_explaining_figures(None, kit.models.load(name), data.x, data.y)
     for key in ("accuracy", "robustness", "mse"):
         assert found[key] == pytest.approx(entry[key], rel=0.02, abs=0.011), key
+
+
+def test_the_loss_is_the_sum_of_its_four_parts(monkeypatch):
+    kept = {}
+    monkeypatch.setattr("kit.diverse.self_explaining.fit", lambda r, x, y, loss, **how: kept.update(loss=loss))
+    model, x, y = kit.models.load("senn0/digits"), torch.rand(3, 1, 28, 28), torch.tensor([1, 2, 3])
+    self_explaining_training(None, x, y, lam=0.5, rho=2.0, xi=0.25)
+    h = model.concepts(x)
+    wanted = (nn.functional.cross_entropy(model(x), y) + 0.5 * robustness(model, x).mean()
+              + 2.0 * (model.decode(h) - x).square().mean() + 0.25 * h.abs().sum() / 3)
+    torch.testing.assert_close(kept["loss"](model, x, y, None), wanted)
