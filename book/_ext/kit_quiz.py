@@ -1,7 +1,7 @@
-"""The wrap-up of a part, at the end of its opening page: a card of what to remember, and questions that answer back.
+"""Questions that answer back: at the end of each chapter, and of each part's opening page, with a card to remember.
 
-They are written in `book/quizzes/<part>.toml`. Without the script a question shows its answers, and what is said to
-each is folded below it.
+They are written in `book/quizzes/<part>.toml` and `book/quizzes/<folder>/<chapter>.toml`. Without the script a question
+shows its answers, and what is said to each is folded below it.
 """
 
 import html
@@ -32,28 +32,40 @@ def question(part: str, number: int, asked: dict) -> str:
             f'<ul>{folded}</ul></details></fieldset>')
 
 
-def markup(part: str, quiz: dict) -> tuple[str, str]:
-    """The card, and the questions."""
-    card = "".join(f"<li>{text(line)}</li>" for line in quiz["card"])
-    asked = "".join(question(part, number, one) for number, one in enumerate(quiz["question"], 1))
-    return f'<div class="kit-card"><ul>{card}</ul></div>', f'<form class="kit-quizzes">{asked}</form>'
+def markup(name: str, quiz: dict) -> dict[str, str]:
+    """The sections by their titles: a part's card, and the questions."""
+    asked = "".join(question(name, number, one) for number, one in enumerate(quiz["question"], 1))
+    card = "".join(f"<li>{text(line)}</li>" for line in quiz.get("card", []))
+    cards = {"The part on a card": f'<div class="kit-card"><ul>{card}</ul></div>'} if card else {}
+    return cards | {"Questions": f'<form class="kit-quizzes">{asked}</form>'}
+
+
+def source(app: Sphinx, docname: str) -> Path | None:
+    """Where the questions of a page are written; None for a page without."""
+    for folder in ("book/parts/", "notebooks/"):
+        path = Path(app.confdir) / FOLDER / f"{docname.removeprefix(folder)}.toml"
+        if docname.startswith(folder) and path.is_file():
+            return path
+    return None
 
 
 def place(app: Sphinx, doctree: nodes.document) -> None:
-    docname = app.env.docname
-    path = Path(app.confdir) / FOLDER / f"{docname.rpartition('/')[2]}.toml"
-    if not docname.startswith("book/parts/") or not path.is_file():
+    """A chapter's questions follow what is to be remembered; a part's stand last."""
+    if not (path := source(app, app.env.docname)):
         return
     app.env.note_dependency(str(path))
-    card, asked = markup(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
-    for title, body in (("The part on a card", card), ("Questions", asked)):
+    page = next(doctree.findall(nodes.section))
+    titles = [str(part.next_node(nodes.title).astext()) if isinstance(part, nodes.section) else "" for part in page]
+    at = titles.index("What to remember") + 1 if "What to remember" in titles else len(page)
+    for title, body in markup(path.stem, tomllib.loads(path.read_text(encoding="utf-8"))).items():
         section = nodes.section("", nodes.title("", title), ids=[nodes.make_id(title)])
         section += nodes.raw("", body, format="html")
-        next(doctree.findall(nodes.section)).append(section)
+        page.insert(at, section)
+        at += 1
 
 
 def script(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    if (Path(app.confdir) / FOLDER / f"{pagename.rpartition('/')[2]}.toml").is_file():
+    if source(app, pagename):
         app.add_js_file("quiz.js", loading_method="defer")
 
 

@@ -1,24 +1,29 @@
-"""Every part ends with a card and three to five questions, and every wrong answer is told what is wrong with it."""
+"""Every part and chapter ends with three to five questions, a part with a card, and every wrong answer is told why."""
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
 
-ROOT = Path(__file__).resolve().parents[2]
-QUIZZES = {path.stem: tomllib.loads(path.read_text()) for path in (ROOT / "book" / "quizzes").glob("*.toml")}
+from kit.run.files import ROOT, chapters
+
+FOLDER = ROOT / "book" / "quizzes"
+QUIZZES = {path.relative_to(FOLDER).with_suffix("").as_posix(): tomllib.loads(path.read_text())
+           for path in FOLDER.rglob("*.toml")}
+PARTS = {name for name in QUIZZES if "/" not in name}
 
 
-def test_every_part_has_one_and_no_other_page():
-    assert set(QUIZZES) == {path.stem for path in (ROOT / "book" / "parts").glob("*.md")} - {"instructors"}
+def test_every_part_and_chapter_has_one_and_no_other_page():
+    assert {path.stem for path in (ROOT / "book" / "parts").glob("*.md")} - {"instructors"} == PARTS
+    assert set(QUIZZES) - PARTS == {
+        path.relative_to(ROOT / "notebooks").with_suffix("").as_posix() for path in chapters()}
 
 
-@pytest.mark.parametrize("part", QUIZZES)
-def test_questions_have_one_right_answer_and_say_something_to_each(part):
-    quiz = QUIZZES[part]
+@pytest.mark.parametrize("name", QUIZZES)
+def test_questions_have_one_right_answer_and_say_something_to_each(name):
+    quiz = QUIZZES[name]
     assert 3 <= len(quiz["question"]) <= 5
-    assert 3 <= len(quiz["card"]) <= 7
+    assert 3 <= len(quiz["card"]) <= 7 if name in PARTS else "card" not in quiz
     for asked in quiz["question"]:
         assert asked["text"].endswith("?")
         assert len(asked["answer"]) >= 3
@@ -28,10 +33,15 @@ def test_questions_have_one_right_answer_and_say_something_to_each(part):
         assert all(len(says.split()) >= 3 for says in said)
 
 
+def test_no_question_is_asked_twice():
+    asked = [one["text"] for quiz in QUIZZES.values() for one in quiz["question"]]
+    assert len(set(asked)) == len(asked)
+
+
 def test_the_right_answer_is_not_always_at_the_same_place():
     places = [[answer.get("right", False) for answer in asked["answer"]].index(True)
               for quiz in QUIZZES.values() for asked in quiz["question"]]
-    assert len(set(places)) == 3
+    assert len(set(places)) >= 3
     assert max(map(places.count, set(places))) < 0.75 * len(places)
 
 
@@ -39,9 +49,10 @@ def test_the_page_shows_questions_with_folded_answers_without_a_script(monkeypat
     monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
     from kit_quiz import markup
 
-    for part, quiz in QUIZZES.items():
-        card, asked = (BeautifulSoup(text, "html.parser") for text in markup(part, quiz))
-        assert len(card("li")) == len(quiz["card"])
+    for name, quiz in QUIZZES.items():
+        sections = {title: BeautifulSoup(text, "html.parser") for title, text in markup(name, quiz).items()}
+        asked = sections.pop("Questions")
+        assert [len(card("li")) for card in sections.values()] == ([len(quiz["card"])] if name in PARTS else [])
         for fieldset, question in zip(asked("fieldset"), quiz["question"], strict=True):
             assert len(fieldset("input", type="radio")) == len(question["answer"])
             assert all(radio.find_parent("label") for radio in fieldset("input"))
