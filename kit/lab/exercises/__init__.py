@@ -22,11 +22,12 @@ from kit.lab.exercises import (
     svm,
     travelling,
     universal,
+    verify,
     versions,
 )
 
 __all__ = [
     "adv2", "beyond", "bias", "certify", "costs", "coverage", "decision", "detect", "explained", "foundations",
     "game", "gradient", "influence", "lrp", "maps", "measures", "minimal", "projections", "scores", "svm",
-    "travelling", "universal", "versions",
+    "travelling", "universal", "verify", "versions",
 ]
