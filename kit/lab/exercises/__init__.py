@@ -1,6 +1,7 @@
 """The exercises, a file for each family. Importing a file enters its exercises in `kit.lab.EXERCISES`."""
 from kit.lab.exercises import (
     adv2,
+    adversarial_training,
     beyond,
     bias,
     certify,
@@ -27,7 +28,7 @@ from kit.lab.exercises import (
 )
 
 __all__ = [
-    "adv2", "beyond", "bias", "certify", "costs", "coverage", "decision", "detect", "explained", "foundations",
-    "game", "gradient", "influence", "lrp", "maps", "measures", "minimal", "projections", "scores", "svm",
-    "travelling", "universal", "verify", "versions",
+    "adv2", "adversarial_training", "beyond", "bias", "certify", "costs", "coverage", "decision", "detect",
+    "explained", "foundations", "game", "gradient", "influence", "lrp", "maps", "measures", "minimal",
+    "projections", "scores", "svm", "travelling", "universal", "verify", "versions",
 ]
