@@ -19,6 +19,7 @@ from kit.lab.exercises import (
     measures,
     minimal,
     projections,
+    purify,
     scores,
     svm,
     travelling,
@@ -30,5 +31,5 @@ from kit.lab.exercises import (
 __all__ = [
     "adv2", "adversarial_training", "beyond", "bias", "certify", "costs", "coverage", "decision", "detect",
     "explained", "foundations", "game", "gradient", "influence", "lrp", "maps", "measures", "minimal",
-    "projections", "scores", "svm", "travelling", "universal", "verify", "versions",
+    "projections", "purify", "scores", "svm", "travelling", "universal", "verify", "versions",
 ]
