@@ -8,6 +8,7 @@ from kit.lab.exercises import (
     costs,
     coverage,
     decision,
+    defences,
     detect,
     explained,
     foundations,
@@ -29,7 +30,7 @@ from kit.lab.exercises import (
 )
 
 __all__ = [
-    "adv2", "adversarial_training", "beyond", "bias", "certify", "costs", "coverage", "decision", "detect",
-    "explained", "foundations", "game", "gradient", "influence", "lrp", "maps", "measures", "minimal",
+    "adv2", "adversarial_training", "beyond", "bias", "certify", "costs", "coverage", "decision", "defences",
+    "detect", "explained", "foundations", "game", "gradient", "influence", "lrp", "maps", "measures", "minimal",
     "projections", "purify", "scores", "svm", "travelling", "universal", "verify", "versions",
 ]
