@@ -10,6 +10,7 @@ from kit.lab.exercises import (
     decision,
     defences,
     detect,
+    diagnosis,
     explained,
     foundations,
     game,
@@ -31,6 +32,6 @@ from kit.lab.exercises import (
 
 __all__ = [
     "adv2", "adversarial_training", "beyond", "bias", "certify", "costs", "coverage", "decision", "defences",
-    "detect", "explained", "foundations", "game", "gradient", "influence", "lrp", "maps", "measures", "minimal",
-    "projections", "purify", "scores", "svm", "travelling", "universal", "verify", "versions",
+    "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence", "lrp", "maps", "measures",
+    "minimal", "projections", "purify", "scores", "svm", "travelling", "universal", "verify", "versions",
 ]
