@@ -76,7 +76,9 @@ def compared(said: Tensor, *wanted: Tensor) -> tuple[Tensor, ...]:
     return tuple((said == w).double().mean() for w in wanted)
 
 
-def follows(draw: Draw, answer: Draw, h: Tensor, n: Tensor, y: Tensor, order: Tensor) -> tuple[Tensor, ...]:
+def follows(
+    draw: Draw, answer: Callable[[Tensor], Tensor], h: Tensor, n: Tensor, y: Tensor, order: Tensor
+) -> tuple[Tensor, ...]:
     return compared(answer(draw(h[order], n)), y[order], y)
 
 
