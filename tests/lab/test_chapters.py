@@ -11,7 +11,7 @@ from kit.run.files import ROOT, chapters, source, tags
 LEFT = {
     "diverse/tradeoff", "explain/afi", "explain/counterfactual", "explain/influence", "explain/latent",
     "explain/lime", "explain/mask", "explain/maximise", "explain/tcav", "explain/uncertainty",
-    "fire/scaffold", "poison/backdoor", "poison/federated", "poison/find_backdoor",
+    "poison/backdoor", "poison/federated", "poison/find_backdoor",
     "poison/leakage", "poison/poisoned_data",
 }  # fmt: skip
 CALL = re.compile(r'^check\("([\w-]+)", \w+\)$', re.M)

@@ -22,6 +22,7 @@ from kit.lab.exercises import (
     minimal,
     projections,
     purify,
+    scaffold,
     scores,
     svm,
     travelling,
@@ -33,5 +34,6 @@ from kit.lab.exercises import (
 __all__ = [
     "adv2", "adversarial_training", "beyond", "bias", "certify", "costs", "coverage", "decision", "defences",
     "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence", "lrp", "maps", "measures",
-    "minimal", "projections", "purify", "scores", "svm", "travelling", "universal", "verify", "versions",
+    "minimal", "projections", "purify", "scaffold", "scores", "svm", "travelling", "universal", "verify",
+    "versions",
 ]
