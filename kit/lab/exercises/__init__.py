@@ -25,6 +25,7 @@ from kit.lab.exercises import (
     scaffold,
     scores,
     svm,
+    tradeoff,
     travelling,
     universal,
     verify,
@@ -34,6 +35,6 @@ from kit.lab.exercises import (
 __all__ = [
     "adv2", "adversarial_training", "beyond", "bias", "certify", "costs", "coverage", "decision", "defences",
     "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence", "lrp", "maps", "measures",
-    "minimal", "projections", "purify", "scaffold", "scores", "svm", "travelling", "universal", "verify",
-    "versions",
+    "minimal", "projections", "purify", "scaffold", "scores", "svm", "tradeoff", "travelling", "universal",
+    "verify", "versions",
 ]
