@@ -123,7 +123,8 @@ def judge(name: str, function: Answer, *, seed: int = 0) -> Verdict:
         if answer is None or answer is Ellipsis:
             return Verdict(name, False, (f"it returns nothing: is there a `return`? It should be {task.asks}.",),
                            "not written")
-        if any(isinstance(a, Tensor) and not torch.equal(a, b) for a, b in zip(mine, case, strict=True)):
+        if any(isinstance(a, Tensor | np.ndarray) and not torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+               for a, b in zip(mine, case, strict=True)):
             return Verdict(name, False, ("it changes its arguments in place: compute a new tensor, without `+=` and "
                                          "functions whose names end in `_`.",), "in place")
         right = task.right(*copy.deepcopy(case))
@@ -164,8 +165,8 @@ def marks_number(name: str, value: Any, expected: Any, *, points: float, within:
 
 
 def _described(case: Case) -> str:
-    return ", ".join(f"tensor {tuple(a.shape)}" if isinstance(a, Tensor) else "a function" if callable(a) else repr(a)
-                     for a in case)
+    return ", ".join(f"{'tensor' if isinstance(a, Tensor) else 'array'} {tuple(a.shape)}"
+                     if isinstance(a, Tensor | np.ndarray) else "a function" if callable(a) else repr(a) for a in case)
 
 
 def _unlike(answer: Any, right: Any) -> str:

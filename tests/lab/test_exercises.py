@@ -1,4 +1,5 @@
 """Every exercise: the right answer passes, a stub does not, and each named wrong answer gets its own hint."""
+import numpy as np
 import pytest
 import torch
 
@@ -80,6 +81,16 @@ def test_what_no_name_fits_is_described(double, answer, words):
     verdict = judge("double", answer)
     assert not verdict.passed
     assert words in verdict.message()
+
+
+def test_arrays_are_described_and_may_not_be_changed_either():
+    def in_place(rows, others, column, who):
+        rows[np.arange(len(rows)), column] = others[who, column]
+        return rows
+
+    assert judge("swap-probes", in_place).mistake == "in place"
+    said = judge("swap-probes", lambda rows, others, column, who: rows[99]).message()
+    assert "(arguments: array (6, 4), array (20, 4), array (6,), array (6,))" in said
 
 
 def test_hints_go_from_a_nudge_to_the_answer(double, capsys):

@@ -1,13 +1,16 @@
 """The exercises, a file for each family. Importing a file enters its exercises in `kit.lab.EXERCISES`."""
 from kit.lab.exercises import (
     adv2,
+    adversarial_training,
     beyond,
     bias,
     certify,
     costs,
     coverage,
     decision,
+    defences,
     detect,
+    diagnosis,
     explained,
     foundations,
     game,
@@ -18,15 +21,20 @@ from kit.lab.exercises import (
     measures,
     minimal,
     projections,
+    purify,
+    scaffold,
     scores,
     svm,
+    tradeoff,
     travelling,
     universal,
+    verify,
     versions,
 )
 
 __all__ = [
-    "adv2", "beyond", "bias", "certify", "costs", "coverage", "decision", "detect", "explained", "foundations",
-    "game", "gradient", "influence", "lrp", "maps", "measures", "minimal", "projections", "scores", "svm",
-    "travelling", "universal", "versions",
+    "adv2", "adversarial_training", "beyond", "bias", "certify", "costs", "coverage", "decision", "defences",
+    "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence", "lrp", "maps", "measures",
+    "minimal", "projections", "purify", "scaffold", "scores", "svm", "tradeoff", "travelling", "universal",
+    "verify", "versions",
 ]
