@@ -1,6 +1,7 @@
 """The exercises, a file for each family. Importing a file enters its exercises in `kit.lab.EXERCISES`."""
 from kit.lab.exercises import (
     adv2,
+    backdoor,
     beyond,
     bias,
     certify,
@@ -26,7 +27,7 @@ from kit.lab.exercises import (
 )
 
 __all__ = [
-    "adv2", "beyond", "bias", "certify", "costs", "coverage", "decision", "detect", "explained", "foundations",
-    "game", "gradient", "influence", "lrp", "maps", "measures", "minimal", "projections", "scores", "svm",
-    "travelling", "universal", "versions",
+    "adv2", "backdoor", "beyond", "bias", "certify", "costs", "coverage", "decision", "detect", "explained",
+    "foundations", "game", "gradient", "influence", "lrp", "maps", "measures", "minimal", "projections", "scores",
+    "svm", "travelling", "universal", "versions",
 ]
