@@ -5,6 +5,7 @@ from kit.lab.exercises import (
     beyond,
     bias,
     certify,
+    collision,
     costs,
     coverage,
     decision,
@@ -27,7 +28,7 @@ from kit.lab.exercises import (
 )
 
 __all__ = [
-    "adv2", "backdoor", "beyond", "bias", "certify", "costs", "coverage", "decision", "detect", "explained",
-    "foundations", "game", "gradient", "influence", "lrp", "maps", "measures", "minimal", "projections", "scores",
-    "svm", "travelling", "universal", "versions",
+    "adv2", "backdoor", "beyond", "bias", "certify", "collision", "costs", "coverage", "decision", "detect",
+    "explained", "foundations", "game", "gradient", "influence", "lrp", "maps", "measures", "minimal",
+    "projections", "scores", "svm", "travelling", "universal", "versions",
 ]
