@@ -21,6 +21,7 @@ from kit.lab.exercises import (
     minimal,
     projections,
     scores,
+    shared,
     svm,
     travelling,
     universal,
@@ -30,5 +31,5 @@ from kit.lab.exercises import (
 __all__ = [
     "adv2", "backdoor", "beyond", "bias", "certify", "collision", "costs", "coverage", "decision", "detect",
     "explained", "foundations", "game", "gradient", "influence", "lrp", "maps", "measures", "minimal",
-    "projections", "scores", "svm", "travelling", "universal", "versions",
+    "projections", "scores", "shared", "svm", "travelling", "universal", "versions",
 ]
