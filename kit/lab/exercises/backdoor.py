@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from kit.lab.checks import Case, exercise
+from kit.poison.backdoor.cleanse import NORMAL, anomaly_index, median
 from kit.poison.backdoor.trigger import Trigger
 
 
@@ -136,5 +137,140 @@ exercise(
          ["yours takes the pixels as they come.", "the largest gains first."]),
         ("the rest for its share", rest_for_share,
          ["what is left of the gap is no amount of mask.", "divide what is left by the gain of the pixel."]),
+    ],
+)
+
+
+def window_cases(g: torch.Generator) -> Iterator[Case]:
+    for side, at, strip in ((3, (2, 7), 6), (2, (6, 1), 2)):
+        mask = 0.1 * torch.rand(10, 12, generator=g)
+        mask[strip : strip + side] += 0.25  # full rows, though no full window
+        mask[at[0] : at[0] + side, at[1] : at[1] + side] += 0.4
+        mask[0, 11] = 0.99  # one bright pixel by itself
+        mask[8:, 10:] = 0.2
+        yield mask, side
+
+
+def sums(mask: Tensor, side: int) -> Tensor:
+    """The sum of every window (H − side + 1, W − side + 1)."""
+    return mask.unfold(0, side, 1).unfold(1, side, 1).sum((2, 3))
+
+
+def place(values: Tensor) -> tuple[int, int]:
+    top, left = divmod(int(values.argmax()), values.shape[1])
+    return top, left
+
+
+def centre(mask: Tensor, side: int) -> tuple[int, int]:
+    top, left = place(sums(mask, side))
+    return top + side - 1, left + side - 1
+
+
+exercise(
+    "densest-window",
+    "densest(mask, side) -> (row, column), the upper left corner of the window of side × side pixels that holds the "
+    "most of the mask (H, W)",
+    lambda mask, side: place(sums(mask, side)), window_cases,
+    [
+        ("the brightest pixel", lambda mask, side: place(mask),
+         ["yours is one pixel, which may stand alone.", "sum over every window first: unfold, or avg_pool2d."]),
+        ("column first", lambda mask, side: place(sums(mask, side))[::-1],
+         ["yours has the column before the row.", "divmod by the number of columns gives (row, column)."]),
+        ("the far corner", centre, ["yours is the lower right corner.", "where the window begins."]),
+        ("the emptiest", lambda mask, side: place(-sums(mask, side)),
+         ["your window holds the least.", "the largest sum."]),
+        ("counted in whole rows", lambda mask, side: (
+            (i := int(sums(mask, side).argmax())) // mask.shape[1], i % mask.shape[1]),
+         ["your rows and columns slip.", "there are W − side + 1 windows in a row, not W."]),
+        ("row and column apart", lambda mask, side: (
+            int(mask.sum(1).unfold(0, side, 1).sum(1).argmax()), int(mask.sum(0).unfold(0, side, 1).sum(1).argmax())),
+         ["the fullest rows and the fullest columns need not meet in the fullest window.", "sum over windows."]),
+    ],
+)
+
+
+def lesson_cases(g: torch.Generator) -> Iterator[Case]:
+    for alpha, n in ((1.0, 6), (0.5, 9)):
+        x, pattern = torch.rand(n, 1, 5, 5, generator=g), torch.rand(1, 5, 5, generator=g)
+        mask = torch.zeros(1, 5, 5)
+        mask[:, 1:3, 2:4] = alpha
+        yield x, torch.arange(n) % 3, torch.randperm(n, generator=g)[:2], mask, pattern
+
+
+def lesson(x: Tensor, y: Tensor, rows: Tensor, mask: Tensor, pattern: Tensor) -> tuple[Tensor, Tensor]:
+    images = x.clone()
+    images[rows] = Trigger(mask, pattern)(x[rows])
+    return images, y
+
+
+def relabelled(y: Tensor, rows: Tensor, label: Tensor | int) -> Tensor:
+    y = y.clone()
+    y[rows] = label
+    return y
+
+
+exercise(
+    "unlearning-set",
+    "lesson(x, y, rows, mask, pattern) -> (x', y'), what a network learns on from to forget a trigger: the images "
+    "`rows` carry it, (1 − m) ∘ x + m ∘ Δ, and labels are such that the trigger shall change nothing",
+    lesson, lesson_cases,
+    [
+        ("no-op", lambda x, y, rows, mask, pattern: (x, y),
+         ["that is plain fine-tuning: no image shows the trigger.", "put it on the images `rows`."]),
+        ("the attacker's set", lambda x, y, rows, mask, pattern: (
+            lesson(x, y, rows, mask, pattern)[0], relabelled(y, rows, 0)),
+         ["yours plants the backdoor again.", "images with the trigger keep their true label."]),
+        ("another label", lambda x, y, rows, mask, pattern: (
+            lesson(x, y, rows, mask, pattern)[0], relabelled(y, rows, (y[rows] + 1) % 3)),
+         ["yours teaches the network a new error.", "the label that the image has without the trigger."]),
+        ("all with the trigger", lambda x, y, rows, mask, pattern: (Trigger(mask, pattern)(x), y),
+         ["no clean image is left: accuracy on them may go.", "`rows` alone carry it."]),
+        ("the others", lambda x, y, rows, mask, pattern: (
+            Trigger(mask, pattern)(x).index_copy(0, rows, x[rows]), y),
+         ["yours puts the trigger on the others.", "x'[rows] carry it."]),
+        ("added for replaced", lambda x, y, rows, mask, pattern: (x.index_add(0, rows, (mask * pattern).expand_as(
+            x[rows])), y),
+         ["your pixels leave [0, 1], and are not what the network sees at a trigger.", "the image times 1 − m."]),
+    ],
+)
+
+
+def index_cases(g: torch.Generator) -> Iterator[Case]:
+    for n in (10, 8):
+        norms = 60 + 12 * torch.randn(n, generator=g)
+        norms[2], norms[5] = 9.0, 120.0
+        yield (norms,)
+
+
+def with_index(spread: Tensor, norms: Tensor) -> Tensor:
+    return (median(norms) - norms) / spread
+
+
+def deviation(norms: Tensor) -> Tensor:
+    """MAD, without its constant."""
+    return median((norms - median(norms)).abs())
+
+
+exercise(
+    "anomaly-index",
+    "anomaly_index(norms) -> (K,), (median − ‖m‖₁) / (1.4826 · MAD) of each class; of an even number the median is "
+    "the mean of the middle two",
+    anomaly_index, index_cases,
+    [
+        ("sign error", lambda norms: -anomaly_index(norms),
+         ["your classes that are hard to reach are flagged.", "the median less the norm: small masks score high."]),
+        ("either side", lambda norms: anomaly_index(norms).abs(),
+         ["a class with an unusually large trigger is no suspect.", "no absolute value outside of MAD."]),
+        ("the lower median",
+         lambda norms: (norms.median() - norms) / (NORMAL * (norms - norms.median()).abs().median()),
+         ["torch.median takes the lower of the middle two.", "the mean of the two, both times: `quantile(0.5)`."]),
+        ("1.4826 left out", lambda norms: with_index(deviation(norms), norms),
+         ["yours counts in MAD, not in standard deviations.", "1.4826 · MAD."]),
+        ("standard deviation", lambda norms: with_index(norms.std(), norms),
+         ["the outlier that is looked for widens your scale.", "MAD: the median of |norms − median|."]),
+        ("mean for median", lambda norms: (norms.mean() - norms) / (NORMAL * (norms - norms.mean()).abs().mean()),
+         ["the outliers move your centre and your scale.", "medians, both times."]),
+        ("mean of the deviations", lambda norms: with_index(NORMAL * (norms - median(norms)).abs().mean(), norms),
+         ["your scale is the *mean* absolute deviation.", "the median of |norms − median|."]),
     ],
 )
