@@ -19,6 +19,7 @@ from kit.lab.exercises import (
     maps,
     measures,
     minimal,
+    nearest,
     projections,
     scores,
     shared,
@@ -30,6 +31,6 @@ from kit.lab.exercises import (
 
 __all__ = [
     "adv2", "backdoor", "beyond", "bias", "certify", "collision", "costs", "coverage", "decision", "detect",
-    "explained", "foundations", "game", "gradient", "influence", "lrp", "maps", "measures", "minimal",
+    "explained", "foundations", "game", "gradient", "influence", "lrp", "maps", "measures", "minimal", "nearest",
     "projections", "scores", "shared", "svm", "travelling", "universal", "versions",
 ]
