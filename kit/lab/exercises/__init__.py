@@ -2,9 +2,11 @@
 from kit.lab.exercises import (
     adv2,
     adversarial_training,
+    backdoor,
     beyond,
     bias,
     certify,
+    collision,
     costs,
     coverage,
     decision,
@@ -20,10 +22,12 @@ from kit.lab.exercises import (
     maps,
     measures,
     minimal,
+    nearest,
     projections,
     purify,
     scaffold,
     scores,
+    shared,
     svm,
     tradeoff,
     travelling,
@@ -33,8 +37,8 @@ from kit.lab.exercises import (
 )
 
 __all__ = [
-    "adv2", "adversarial_training", "beyond", "bias", "certify", "costs", "coverage", "decision", "defences",
-    "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence", "lrp", "maps", "measures",
-    "minimal", "projections", "purify", "scaffold", "scores", "svm", "tradeoff", "travelling", "universal",
-    "verify", "versions",
+    "adv2", "adversarial_training", "backdoor", "beyond", "bias", "certify", "collision", "costs", "coverage",
+    "decision", "defences", "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence", "lrp",
+    "maps", "measures", "minimal", "nearest", "projections", "purify", "scaffold", "scores", "shared", "svm",
+    "tradeoff", "travelling", "universal", "verify", "versions",
 ]
