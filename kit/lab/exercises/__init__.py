@@ -15,6 +15,7 @@ from kit.lab.exercises import (
     game,
     gradient,
     influence,
+    latent,
     lrp,
     maps,
     measures,
@@ -31,6 +32,6 @@ from kit.lab.exercises import (
 
 __all__ = [
     "adv2", "backdoor", "beyond", "bias", "certify", "collision", "costs", "coverage", "decision", "detect",
-    "explained", "foundations", "game", "gradient", "influence", "lrp", "maps", "measures", "minimal", "nearest",
-    "projections", "scores", "shared", "svm", "travelling", "universal", "versions",
+    "explained", "foundations", "game", "gradient", "influence", "latent", "lrp", "maps", "measures", "minimal",
+    "nearest", "projections", "scores", "shared", "svm", "travelling", "universal", "versions",
 ]
