@@ -18,6 +18,7 @@ from kit.lab.exercises import (
     game,
     gradient,
     influence,
+    latent,
     lrp,
     maps,
     measures,
@@ -38,7 +39,7 @@ from kit.lab.exercises import (
 
 __all__ = [
     "adv2", "adversarial_training", "backdoor", "beyond", "bias", "certify", "collision", "costs", "coverage",
-    "decision", "defences", "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence", "lrp",
-    "maps", "measures", "minimal", "nearest", "projections", "purify", "scaffold", "scores", "shared", "svm",
-    "tradeoff", "travelling", "universal", "verify", "versions",
+    "decision", "defences", "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence",
+    "latent", "lrp", "maps", "measures", "minimal", "nearest", "projections", "purify", "scaffold", "scores", "shared",
+    "svm", "tradeoff", "travelling", "universal", "verify", "versions",
 ]
