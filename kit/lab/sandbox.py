@@ -26,6 +26,7 @@ import nbformat
 
 FILE = 64 * 2**20  # bytes that one file may have
 START = 90.0  # seconds that importing torch and kit may take, before the submission's own begin
+AGAIN = 2.0  # seconds after which a cell that was interrupted, and goes on, is interrupted again
 SHOWN = 20_000  # characters of an output that are kept
 LATE = 124  # the exit status of a submission that took too long, as timeout(1) has it
 APART = ("--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -122,7 +123,8 @@ def main(before: str, after: str, limits: str) -> None:
 
 
 def executed(shell: Any, text: str, seconds: float) -> list[Any]:
-    """What a cell puts out: its text, its last value, its error. After so many seconds it is interrupted."""
+    """What a cell puts out: its text, its last value, its error. After so many seconds it is interrupted, and again
+    where it goes on: a check takes the first interruption for the answer's own error, and tries the next case."""
     from IPython.utils.capture import capture_output
     from nbformat.v4 import new_output
 
@@ -130,19 +132,24 @@ def executed(shell: Any, text: str, seconds: float) -> list[Any]:
         raise TimeoutError(f"the cell took more than {seconds:g} seconds")
 
     signal.signal(signal.SIGALRM, late)
+    value: Any = None
+    error: BaseException | None = None
     with capture_output() as told:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
         try:
             result = shell.run_cell(text)
+            value, error = result.result, result.error_before_exec or result.error_in_exec
+        except TimeoutError as late_again:
+            error = late_again
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     outputs = []
     if told.stdout:
         outputs.append(new_output("stream", name="stdout", text=told.stdout[:SHOWN]))
-    if (error := result.error_before_exec or result.error_in_exec) is not None:
+    if error is not None:
         outputs.append(new_output("error", ename=type(error).__name__, evalue=str(error)[:SHOWN], traceback=[]))
-    elif result.result is not None:
-        outputs.append(new_output("execute_result", {"text/plain": repr(result.result)[:SHOWN]}))
+    elif value is not None:
+        outputs.append(new_output("execute_result", {"text/plain": repr(value)[:SHOWN]}))
     return outputs
 
 

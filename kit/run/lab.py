@@ -89,25 +89,29 @@ def commands(
                 if lab is None:
                     raise UserError("name a notebook, or the lab: kit lab check --lab gradient_attacks")
                 paths = sorted((course / "submitted").glob(f"*/{lab}/{lab}.ipynb"))
-            if not paths:
-                raise UserError(f"nothing was handed in under {course / 'submitted'}: run `kit lab collect` first")
             if missing := [path for path in paths if not path.is_file()]:
                 raise UserError(f"there is no {missing[0]}: check the path")
             lab = lab or paths[0].stem
             grades.key_of(course, lab)
+            if not paths:
+                raise UserError(f"nothing was handed in under {course / 'submitted'}: run `kit lab collect` first")
             apart = import_module("kit.lab.sandbox").apart()
             say("sandbox: time and memory bounded, " + ("no network" if apart else "the network is NOT cut off here"))
-            found = []
+            found, people = [], grades.names(course)
+            target = csv or course / f"grades_{lab}.csv"
+            if target.exists():
+                grades.table(target)  # a file that is spoilt is told before the work and not after it
             for path in paths:
                 start = time.monotonic()
                 result = grades.grade(path, course, lab, seconds=seconds, memory=memory)
                 found.append(result)
                 got = sum(value or 0 for value in result.points.values())
                 open_ = [name for name, value in result.points.items() if value is None]
-                say(f"{result.student}: {got:g} points" + (f", by hand: {', '.join(open_)}" if open_ else "")
+                grades.write(found, course, lab, target)  # what is graded stays, whatever comes after it
+                name = people.get(result.student, result.student)
+                who = result.student if name == result.student else f"{result.student} ({name})"
+                say(f"{who}: {got:g} points" + (f", by hand: {', '.join(open_)}" if open_ else "")
                     + (f", {result.remark}" if result.remark else "") + f" ({time.monotonic() - start:.0f} s)")
-            target = csv or course / f"grades_{lab}.csv"
-            grades.write(found, course, lab, target)
             say(f"written: {target}")
 
     @app.command()

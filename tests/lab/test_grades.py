@@ -102,6 +102,14 @@ def test_what_cannot_be_interrupted_is_stopped():
     assert len(nb.cells) == 2
 
 
+def test_a_cell_that_takes_an_interruption_for_an_error_costs_itself_alone():
+    check = ("import time\nfor k in range(2):\n    try:\n        while True:\n            pass\n"
+             "    except Exception as error:\n        print(k, type(error).__name__)\n'over'")
+    nb, remark = sandbox.run(cells(check, "40 + 2"), seconds=30)
+    assert remark == ""
+    assert [told(cell) for cell in nb.cells] == ["0 TimeoutError\n1 TimeoutError\n'over'", "42"]
+
+
 @pytest.mark.skipif(not sandbox.apart(), reason="this machine does not allow a process without a network (unshare)")
 def test_there_is_no_network_but_itself():
     reach = "import socket\nsocket.create_connection(('192.0.2.1', 80), timeout=2)"
@@ -120,6 +128,7 @@ def test_limits_must_be_limits(limits):
 @pytest.mark.parametrize(("place", "student", "name"), [
     ("Ada Lovelace_417_assignsubmission_file_/small.ipynb", "417", "Ada Lovelace"),
     ("Jean_Luc Picard_5_assignsubmission_file/small.ipynb", "5", "Jean_Luc Picard"),
+    ("Ada Lovelace_417_assignsubmission_file_small.ipynb", "417", "Ada Lovelace"),
     ("lovelaceada_417_8812_small.ipynb", "417", "lovelaceada"),
     ("lovelaceada_LATE_417_8812_small-2.ipynb", "417", "lovelaceada"),
     ("ada/small.ipynb", "ada", "ada"),
@@ -132,21 +141,92 @@ def test_whose_a_file_is(place, student, name):
     assert grades.owner(PurePosixPath(place), "small") == (student, name)
 
 
-def test_what_a_platform_hands_out_is_sorted(course):
+def test_what_a_platform_hands_out_is_sorted(course, monkeypatch):
+    monkeypatch.setattr(grades, "LARGEST", 20_000)
     with zipfile.ZipFile("all.zip", "w") as archive:
         archive.writestr("Ada Lovelace_417_assignsubmission_file_/small.ipynb", submission())
         archive.writestr("Bob_418_assignsubmission_file_/small.ipynb", submission("two = 3"))
         archive.writestr("Bob_418_assignsubmission_file_/again.ipynb", submission("two = 2"))
         archive.writestr("Eve_419_assignsubmission_file_/other.ipynb", nbformat.writes(cells("1")))
         archive.writestr("Mal_420_assignsubmission_file_/small.ipynb", "{")
+        archive.writestr("Kim_421_assignsubmission_file_/small.ipynb", submission("two = 2" + " " * 30_000))
+        archive.writestr("Ida_422_assignsubmission_file_/small.html", "<html>")
+        archive.writestr("Jo_423_assignsubmission_file_/small.zip", "PK")
+        archive.writestr("Ada Lovelace_417_assignsubmission_file_/notes.txt", "not missed: there is a notebook")
         archive.writestr("../../../tmp/out_of_here/small.ipynb", submission())
         archive.writestr("__MACOSX/._small.ipynb", "x")
     students, left = grades.collect(Path("all.zip"), course, "small")
     assert students == ["417", "418"]
-    assert [why.rpartition(": ")[2] for why in left] == ["a second notebook of 418", "not a copy of small",
-                                                         "not a notebook that can be read"]
+    assert [why.rpartition(": ")[2] for why in left] == [
+        "a second notebook of 418, no more answers in it than in small.ipynb", "not a copy of small",
+        "not a notebook that can be read", "larger than 0 MB, clear its outputs", "not a notebook",
+        "not a notebook, unpack it where it is"]
     assert sorted(p.parts[2] for p in course.glob("submitted/*/small/small.ipynb")) == students
     assert grades.names(course)["417"] == "Ada Lovelace"
+
+
+def test_of_two_notebooks_the_one_with_answers_is_taken(course):
+    Path("in", "ada").mkdir(parents=True)
+    Path("in", "ada", "a.ipynb").write_text(nbformat.writes(lab.release(lab.source(small_named()))))
+    Path("in", "ada", "b.ipynb").write_text(submission())
+    students, left = grades.collect(Path("in"), course, "small")
+    assert students == ["ada"]
+    assert left == ["ada/a.ipynb: a second notebook of ada, no more answers in it than in b.ipynb"]
+    assert (course / "submitted/ada/small/small.ipynb").read_text() == submission()
+
+
+@pytest.mark.parametrize(("answer", "said"), [
+    ("two = 2 +", "two-answer stopped with SyntaxError"),
+    ("three = 2", "two stopped with NameError"),
+    ("raise NotImplementedError()", ""),
+    (None, "two-answer is missing"),
+])
+def test_a_remark_says_what_a_wrong_answer_does_not_explain(course, answer, said):
+    nb = nbformat.reads(submission(answer or ""), 4)
+    nb.cells = [c for c in nb.cells if answer is not None or lab.graded(c)["grade_id"] != "two-answer"]
+    nbformat.write(nb, "ada_small.ipynb")
+    result = grades.grade(Path("ada_small.ipynb"), course, "small")
+    assert result.points["two"] == 0
+    assert result.remark == said
+
+
+def test_what_is_handed_in_again_does_not_keep_the_points_of_an_empty_answer(course):
+    path = course / "grades_small.csv"
+    for why, expected, remark in (("YOUR ANSWER HERE", "0", ""), ("Because.", "", ""), ("Because it is.", "2", "why")):
+        Path("ada_small.ipynb").write_text(submission(why=why))
+        result = grades.grade(Path("ada_small.ipynb"), course, "small")
+        grades.write([result], course, "small", path)
+        (row,) = grades.table(path)[1]
+        assert row["why /2"] == expected
+        assert result.remark == (remark and f"{remark} rewritten since: its points are those of before")
+        path.write_text(path.read_text().replace("3,,", "3,2,"))  # a person's points
+
+
+def test_what_is_graded_stays_when_it_is_interrupted(course, monkeypatch):
+    for student in ("ada", "bob"):
+        Path("in", student).mkdir(parents=True)
+        Path("in", student, "small.ipynb").write_text(submission())
+    assert call("collect", "in", "--lab", "small").exit_code == 0
+
+    def stop(path, *_, **__):
+        if "bob" in path.parts:
+            raise KeyboardInterrupt
+        return grades.Graded("ada", {"two": 3.0, "why": None})
+
+    monkeypatch.setattr(grades, "grade", stop)
+    assert call("check", "--lab", "small").exit_code != 0
+    assert [row["two /3"] for row in grades.table(course / "grades_small.csv")[1]] == ["3"]
+
+
+@pytest.mark.parametrize(("encoding", "mark"), [("utf-8", ","), ("utf-8-sig", ","), ("cp1252", ";"), ("utf-8", "\t")])
+def test_grades_are_read_as_a_spreadsheet_saves_them(tmp_path, encoding, mark):
+    path = tmp_path / "g.csv"
+    lines = [("student", "name", "lab", "two /3", "why /2", "remark"), ("1", "Jürgen", "small", "3", "1.5", "")]
+    if mark == ";":
+        lines[1] = (*lines[1][:4], "1,5", "")
+    path.write_bytes("\r\n".join(mark.join(line) for line in lines).encode(encoding))
+    assert grades.export(path, "moodle", tmp_path / "out.csv") == 1
+    assert "Participant 1,Jürgen,4.5,5,-" in (tmp_path / "out.csv").read_text()
 
 
 def test_from_a_folder_to_what_a_platform_reads(course):
@@ -184,7 +264,8 @@ def test_from_a_folder_to_what_a_platform_reads(course):
     assert found["canvas"] == [["Student", "ID", "SIS User ID", "SIS Login ID", "Section", "small"],
                                ["    Points Possible", "", "", "", "", "5"], ["ada", "ada", "", "", "", "4.5"],
                                ["bob", "bob", "", "", "", "0"], ["eve", "eve", "", "", "", "2"]]
-    assert found["moodle"][1] == ["Participant ada", "ada", "4.5", "5"]
+    assert found["moodle"][:2] == [["Identifier", "Full name", "Grade", "Maximum grade", "Last modified (grade)"],
+                                   ["Participant ada", "ada", "4.5", "5", "-"]]
     assert found["nbgrader"][1] == ["small", "", "", "ada", "ada", "", "", "4.5", "0.0", "4.5", "5.0"]
 
 
@@ -217,6 +298,7 @@ def test_a_file_that_is_no_notebook_gets_no_points_and_a_remark(course):
     (["build", "relevance", "--set", "eps"], "--set takes NAME=VALUE"),
     (["check"], "name a notebook, or the lab"),
     (["check", "--lab", "small"], "nothing was handed in"),
+    (["check", "--lab", "smal"], "it has small: name one with --lab, or run `kit lab build smal"),
     (["check", "x.ipynb"], "there is no x.ipynb"),
     (["check", "small.ipynb", "--course", "elsewhere"], "run `kit lab build small --out elsewhere` first"),
     (["collect", "small.ipynb", "--lab", "small"], "neither a folder nor a zip file"),
