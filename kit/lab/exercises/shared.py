@@ -85,6 +85,43 @@ exercise(
 )
 
 
+def private_cases(g: torch.Generator) -> Iterator[Case]:
+    for sigma in (0.7, 1.5):
+        for rows, norm in clip_cases(g):
+            yield rows, norm, sigma, torch.randn(6, generator=g)
+
+
+def private_mean(g: Tensor, norm: float, sigma: float, noise: Tensor) -> Tensor:
+    return (clipped(g, norm).sum(0) + sigma * norm * noise) / len(g)
+
+
+exercise(
+    "private-mean",
+    "private_mean(g, norm, sigma, noise) -> (P,), the mean over N clients' gradients g (N, P), each clipped to `norm`, "
+    "with Gaussian noise of standard deviation sigma · norm on their sum; noise (P,) are standard normal draws",
+    private_mean, private_cases,
+    [
+        ("no noise", lambda g, norm, sigma, noise: clipped(g, norm).mean(0),
+         ["who knows the others' gradients reads the last one off yours.", "add sigma · norm · noise to the sum."]),
+        ("not clipped", lambda g, norm, sigma, noise: (g.sum(0) + sigma * norm * noise) / len(g),
+         ["one long gradient stands out of your noise.", "clip each row before the sum."]),
+        ("the sum clipped", lambda g, norm, sigma, noise: (clipped(g.sum(0)[None], norm)[0] + sigma * norm * noise)
+         / len(g), ["one client may still turn your sum wherever he likes.", "clip each row, then sum."]),
+        ("noise, then the clip",
+         lambda g, norm, sigma, noise: clipped(g + sigma * norm * noise, norm).mean(0),
+         ["yours clips the noise as well.", "clip, sum, and add the noise last."]),
+        ("noise on the mean", lambda g, norm, sigma, noise: clipped(g, norm).mean(0) + sigma * norm * noise,
+         ["your noise is N times too loud.", "on the sum, before you divide by N."]),
+        ("sigma alone", lambda g, norm, sigma, noise: (clipped(g, norm).sum(0) + sigma * noise) / len(g),
+         ["your noise does not grow with what one client may add.", "sigma times norm."]),
+        ("noise as long as the gradient",
+         lambda g, norm, sigma, noise: (clipped(g, norm).sum(0) + sigma * noise
+                                        * clipped(g, norm).sum(0).norm() / len(noise) ** 0.5) / len(g),
+         ["your noise depends on the gradients, and so tells of them.", "sigma · norm, known before any gradient."]),
+    ],
+)
+
+
 def boost_cases(g: torch.Generator) -> Iterator[Case]:
     for n, eta in ((10, 0.5), (5, 0.1)):
         yield torch.randn(6, generator=g), 0.3 * torch.randn(n - 1, 6, generator=g), eta
