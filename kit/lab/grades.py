@@ -173,6 +173,7 @@ def grade(path: Path, course: Path, lab: str, *, seconds: float = 60.0, memory: 
         since = tuple(name for name, value in earned(before).items() if value == 0 and points.get(name, 0) is None)
         remark = "; ".join(filter(None, (remark, rewritten(executed, before, but=since))))
     kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.unlink(missing_ok=True)  # nbgrader leaves files that may not be written over
     nbformat.write(executed, kept)
     return Graded(student, points, remark, since)
 

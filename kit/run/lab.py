@@ -111,7 +111,7 @@ def commands(
                 name = people.get(result.student, result.student)
                 who = result.student if name == result.student else f"{result.student} ({name})"
                 say(f"{who}: {got:g} points" + (f", by hand: {', '.join(open_)}" if open_ else "")
-                    + (f", {result.remark}" if result.remark else "") + f" ({time.monotonic() - start:.0f} s)")
+                    + (f"; {result.remark}" if result.remark else "") + f" ({time.monotonic() - start:.0f} s)")
             say(f"written: {target}")
 
     @app.command()
