@@ -31,6 +31,7 @@ from kit.lab.exercises import (
     svm,
     tradeoff,
     travelling,
+    uncertainty,
     universal,
     verify,
     versions,
@@ -40,5 +41,5 @@ __all__ = [
     "adv2", "adversarial_training", "backdoor", "beyond", "bias", "certify", "collision", "costs", "coverage",
     "decision", "defences", "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence", "lrp",
     "maps", "measures", "minimal", "nearest", "projections", "purify", "scaffold", "scores", "shared", "svm",
-    "tradeoff", "travelling", "universal", "verify", "versions",
+    "tradeoff", "travelling", "uncertainty", "universal", "verify", "versions",
 ]
