@@ -24,6 +24,7 @@ from kit.lab.exercises import (
     measures,
     minimal,
     nearest,
+    occluder,
     projections,
     purify,
     scaffold,
@@ -32,6 +33,7 @@ from kit.lab.exercises import (
     svm,
     tradeoff,
     travelling,
+    uncertainty,
     universal,
     verify,
     versions,
@@ -40,6 +42,6 @@ from kit.lab.exercises import (
 __all__ = [
     "adv2", "adversarial_training", "backdoor", "beyond", "bias", "certify", "collision", "costs", "coverage",
     "decision", "defences", "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence",
-    "latent", "lrp", "maps", "measures", "minimal", "nearest", "projections", "purify", "scaffold", "scores", "shared",
-    "svm", "tradeoff", "travelling", "universal", "verify", "versions",
+    "latent", "lrp", "maps", "measures", "minimal", "nearest", "occluder", "projections", "purify", "scaffold",
+    "scores", "shared", "svm", "tradeoff", "travelling", "uncertainty", "universal", "verify", "versions",
 ]
