@@ -31,6 +31,7 @@ from kit.lab.exercises import (
     scores,
     shared,
     svm,
+    tcav,
     tradeoff,
     travelling,
     uncertainty,
@@ -43,5 +44,5 @@ __all__ = [
     "adv2", "adversarial_training", "backdoor", "beyond", "bias", "certify", "collision", "costs", "coverage",
     "decision", "defences", "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence",
     "latent", "lrp", "maps", "measures", "minimal", "nearest", "occluder", "projections", "purify", "scaffold",
-    "scores", "shared", "svm", "tradeoff", "travelling", "uncertainty", "universal", "verify", "versions",
+    "scores", "shared", "svm", "tcav", "tradeoff", "travelling", "uncertainty", "universal", "verify", "versions",
 ]

@@ -1,5 +1,4 @@
-"""Minimal attacks: the hinge of Carlini and Wagner, the way back to the boundary, and the pixels JSMA has to look "
-    "at."""
+"""Minimal attacks: the hinge of Carlini and Wagner, the way back to the boundary, and the pixels JSMA looks at."""
 from collections.abc import Callable, Iterator
 
 import torch
