@@ -18,6 +18,9 @@ MATHJAX_FILE = "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js"
 MATHJAX_SHA256 = "a4354ff94fd868aea0cc6eaaa79a57fda0588646fc46ee3700a349ee0a11cbe6"
 # Where MathJax would look for the speech of its menu, which the book does not show.
 SPEECH_HOST = b"https://cdn.jsdelivr.net/npm/"
+# A formula in a sentence with the bracket before it, and with what follows without a space.
+FORMULA = r'<span class="math notranslate nohighlight">[^<]*</span>'
+KEPT = re.compile(rf"\({FORMULA}(?:[.,;:?!)]+|-\w+)?|{FORMULA}(?:[.,;:?!)]+|-\w+)")
 
 
 def hide_dead_buttons(app: Sphinx, config) -> None:
@@ -100,6 +103,11 @@ def empty_heads_are_cells(app: Sphinx, pagename: str, templatename: str, context
     context["body"] = re.sub(r"<th(?: class=\"head\")?>(?:<p></p>)?</th>", "<td></td>", body)
 
 
+def keep_with_formula(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """No line begins with the full stop that follows a formula, or ends with the bracket before it."""
+    context["body"] = KEPT.sub(r'<span class="kit-kept">\g<0></span>', context.get("body", ""))
+
+
 def setup(app: Sphinx) -> dict:
     app.connect("config-inited", hide_dead_buttons)
     app.connect("builder-inited", copy_mathjax)
@@ -108,5 +116,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", show_stamp)
     app.connect("html-page-context", say_what_is_folded)
     app.connect("html-page-context", empty_heads_are_cells)
+    app.connect("html-page-context", keep_with_formula)
     app.add_js_file("names.js", loading_method="defer")
+    app.add_js_file("figures.js", loading_method="defer")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -316,7 +316,8 @@ def link_chapter(app: Sphinx, doctree: nodes.document) -> None:
         if own:
             items = nodes.bullet_list("", classes=["kit-names"])
             for public in own:
-                line = paragraph(*listed([public], docname), f": {known.first_line(public)}")
+                said = known.first_line(public).rstrip(":")
+                line = paragraph(*listed([public], docname), f": {said}" if said else "")
                 for label in public.equations:
                     line += [nodes.Text(" "), to_equation(label, docname)]
                 items += nodes.list_item("", line)

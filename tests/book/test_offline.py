@@ -230,6 +230,14 @@ def test_a_folded_cell_is_called_what_it_says(parsed):
     assert not [tag for tag in folded if tag.has_attr("aria-label")]
 
 
+def test_no_line_begins_with_what_follows_a_formula(parsed):
+    formulas = [(path.name, formula) for path, page in parsed.items() for formula in page.select("span.math")]
+    assert len(formulas) > 1000
+    alone = [(page, str(formula)) for page, formula in formulas if "kit-kept" not in formula.parent.get("class", [])
+             and re.match(r"[.,;:?!)]", str(formula.next_sibling or ""))]  # fmt: skip
+    assert alone == []
+
+
 def test_every_image_has_alt_text(parsed):
     images = [(path.name, image) for path, page in parsed.items() for image in page("img")]
     assert len(images) >= 2
@@ -487,6 +495,69 @@ def test_progress_is_shown_and_can_be_cleared(site, tmp_path, names):
     said = f"{{}} of {len(names.chapters)} chapters read, as this browser remembers. {{}}"
     assert after.find(id="some").get_text() == said.format(1, "../notebooks/attacks/gradient.html")
     assert after.find(id="none").get_text() == said.format(0, "")
+
+
+# A frame is as narrow as a phone, which no window of this browser is. It is served: a file may not look into a frame.
+NARROW = """<!doctype html><html><body><script>
+(async () => {{
+  const found = {{}};
+  for (const page of {pages}) {{
+    const frame = document.createElement("iframe");
+    frame.width = 390;
+    frame.height = 800;
+    frame.style.border = 0;
+    frame.src = `${{page}}.html`;
+    await new Promise((go) => {{ frame.onload = go; document.body.append(frame); }});
+    const inside = frame.contentWindow, book = frame.contentDocument;
+    frame.width = 390 + frame.clientWidth - book.documentElement.clientWidth; // beside the scroll bar
+    await inside.MathJax?.startup?.promise;
+    await new Promise((go) => setTimeout(go, 300));
+    const boxes = [...book.querySelectorAll(".kit-wide")];
+    const wide = boxes.filter((box) => box.scrollWidth > box.clientWidth + 8);
+    found[page] = {{
+      page: [book.scrollingElement.clientWidth, book.scrollingElement.scrollWidth],
+      equations: [...book.querySelectorAll("div.math, div.math mjx-container")]
+        .filter((box) => box.scrollWidth > box.clientWidth + 1).map((box) => box.closest("[id]").id),
+      figures: boxes.length,
+      small: boxes.map((box) => box.querySelector("img"))
+        .filter((image) => image.offsetWidth < Math.min(0.74 * image.naturalWidth, 700)).map((image) => image.src),
+      wide: wide.length,
+      told: wide.filter((box) => box.tabIndex === 0 && box.getAttribute("aria-label") &&
+        box.nextElementSibling.checkVisibility()).length,
+      idle: boxes.filter((box) => !wide.includes(box) && (box.tabIndex === 0 ||
+        box.nextElementSibling.checkVisibility())).length,
+    }};
+    frame.remove();
+  }}
+  const p = document.createElement("p");
+  p.id = "found";
+  p.textContent = JSON.stringify(found);
+  document.body.append(p);
+}})();
+</script></body></html>"""
+ON_A_PHONE = [
+    "book/index", "book/what_is_meant", "notebooks/certify/bounds", "notebooks/explain/latent",
+    "notebooks/fire/defences",
+]  # fmt: skip
+
+
+@needs_browser
+def test_a_phone_shows_every_figure_legibly_and_no_page_scrolls_sideways(site, serve, tmp_path):
+    """Nothing but a figure's or a table's own box scrolls sideways, and a figure's box says so, to the keyboard too."""
+    page = site / "narrow.html"
+    page.write_text(NARROW.format(pages=json.dumps(ON_A_PHONE)))
+    try:
+        dom, _ = browse(f"{serve(site)}/narrow.html", tmp_path / "run")
+    finally:
+        page.unlink()
+    found = json.loads(BeautifulSoup(dom, "html.parser").find(id="found").get_text())
+    assert list(found) == ON_A_PHONE
+    for name, seen in found.items():
+        assert seen["page"] == [390, 390], name
+        assert seen["equations"] == seen["small"] == [], name
+        assert seen["told"] == seen["wide"], name
+        assert seen["idle"] == 0, name
+    assert all(found[name]["wide"] for name in ("book/index", "notebooks/certify/bounds"))
 
 
 # Colours are looked at in both modes, once they have changed. What else axe looks at does not depend on the mode, but
