@@ -20,6 +20,7 @@ from kit.lab.exercises import (
     influence,
     lrp,
     maps,
+    maximise,
     measures,
     minimal,
     nearest,
@@ -41,6 +42,6 @@ from kit.lab.exercises import (
 __all__ = [
     "adv2", "adversarial_training", "backdoor", "beyond", "bias", "certify", "collision", "costs", "coverage",
     "decision", "defences", "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence", "lrp",
-    "maps", "measures", "minimal", "nearest", "occluder", "projections", "purify", "scaffold", "scores", "shared",
-    "svm", "tradeoff", "travelling", "uncertainty", "universal", "verify", "versions",
+    "maps", "maximise", "measures", "minimal", "nearest", "occluder", "projections", "purify", "scaffold", "scores",
+    "shared", "svm", "tradeoff", "travelling", "uncertainty", "universal", "verify", "versions",
 ]
