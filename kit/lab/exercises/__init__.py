@@ -21,6 +21,7 @@ from kit.lab.exercises import (
     latent,
     lrp,
     maps,
+    maximise,
     measures,
     minimal,
     nearest,
@@ -43,6 +44,7 @@ from kit.lab.exercises import (
 __all__ = [
     "adv2", "adversarial_training", "backdoor", "beyond", "bias", "certify", "collision", "costs", "coverage",
     "decision", "defences", "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence",
-    "latent", "lrp", "maps", "measures", "minimal", "nearest", "occluder", "projections", "purify", "scaffold",
-    "scores", "shared", "svm", "tcav", "tradeoff", "travelling", "uncertainty", "universal", "verify", "versions",
+    "latent", "lrp", "maps", "maximise", "measures", "minimal", "nearest", "occluder", "projections", "purify",
+    "scaffold", "scores", "shared", "svm", "tcav", "tradeoff", "travelling", "uncertainty", "universal", "verify",
+    "versions",
 ]

@@ -118,9 +118,11 @@ exercise(
 
 def answer_cases(g: torch.Generator) -> Iterator[Case]:
     sure = 0.3 + 0.7 * torch.rand(300, generator=g)
-    yield sure, torch.rand(300, generator=g) < sure.square(), 15
+    yield sure, torch.rand(300, generator=g) < 0.5, 15
     sure = 0.5 + 0.5 * torch.rand(200, generator=g)
-    yield sure, torch.rand(200, generator=g) < 0.95, 10
+    yield sure, torch.rand(200, generator=g) < 0.9, 10
+    sure = 0.76 + 0.2 * torch.rand(80, generator=g) ** 3  # far from the middle of the bin
+    yield sure, torch.rand(80, generator=g) < 0.5, 4
 
 
 def in_bins(sure: Tensor, right: Tensor, bins: int) -> list[tuple[float, float, float, float]]:
