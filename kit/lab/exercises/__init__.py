@@ -20,6 +20,7 @@ from kit.lab.exercises import (
     influence,
     lrp,
     maps,
+    mask,
     measures,
     minimal,
     nearest,
@@ -40,6 +41,6 @@ from kit.lab.exercises import (
 __all__ = [
     "adv2", "adversarial_training", "backdoor", "beyond", "bias", "certify", "collision", "costs", "coverage",
     "decision", "defences", "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence", "lrp",
-    "maps", "measures", "minimal", "nearest", "projections", "purify", "scaffold", "scores", "shared", "svm", "tcav",
-    "tradeoff", "travelling", "universal", "verify", "versions",
+    "maps", "mask", "measures", "minimal", "nearest", "projections", "purify", "scaffold", "scores", "shared", "svm",
+    "tcav", "tradeoff", "travelling", "universal", "verify", "versions",
 ]
