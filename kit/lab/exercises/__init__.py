@@ -18,6 +18,7 @@ from kit.lab.exercises import (
     game,
     gradient,
     influence,
+    lime,
     lrp,
     maps,
     mask,
@@ -40,7 +41,7 @@ from kit.lab.exercises import (
 
 __all__ = [
     "adv2", "adversarial_training", "backdoor", "beyond", "bias", "certify", "collision", "costs", "coverage",
-    "decision", "defences", "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence", "lrp",
-    "maps", "mask", "measures", "minimal", "nearest", "projections", "purify", "scaffold", "scores", "shared", "svm",
-    "tcav", "tradeoff", "travelling", "universal", "verify", "versions",
+    "decision", "defences", "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence", "lime",
+    "lrp", "maps", "mask", "measures", "minimal", "nearest", "projections", "purify", "scaffold", "scores", "shared",
+    "svm", "tcav", "tradeoff", "travelling", "universal", "verify", "versions",
 ]
