@@ -19,8 +19,10 @@ from kit.lab.exercises import (
     gradient,
     influence,
     latent,
+    lime,
     lrp,
     maps,
+    mask,
     maximise,
     measures,
     minimal,
@@ -44,7 +46,7 @@ from kit.lab.exercises import (
 __all__ = [
     "adv2", "adversarial_training", "backdoor", "beyond", "bias", "certify", "collision", "costs", "coverage",
     "decision", "defences", "detect", "diagnosis", "explained", "foundations", "game", "gradient", "influence",
-    "latent", "lrp", "maps", "maximise", "measures", "minimal", "nearest", "occluder", "projections", "purify",
-    "scaffold", "scores", "shared", "svm", "tcav", "tradeoff", "travelling", "uncertainty", "universal", "verify",
-    "versions",
+    "latent", "lime", "lrp", "maps", "mask", "maximise", "measures", "minimal", "nearest", "occluder", "projections",
+    "purify", "scaffold", "scores", "shared", "svm", "tcav", "tradeoff", "travelling", "uncertainty", "universal",
+    "verify", "versions",
 ]
