@@ -5,14 +5,9 @@ import re
 import pytest
 
 from kit.lab import EXERCISES
-from kit.run.files import ROOT, chapters, source, tags
+from kit.run.files import chapters, source, tags
 
-# The chapters whose exercises have no `check` yet. Whoever gives one its checks takes it from here.
-LEFT = {
-    "explain/influence",
-}  # fmt: skip
 CALL = re.compile(r'^check\("([\w-]+)", \w+\)$', re.M)
-DONE = [path for path in chapters() if path.relative_to(ROOT / "notebooks").with_suffix("").as_posix() not in LEFT]
 
 
 def exercises(path) -> dict[int, tuple[str, list[dict]]]:
@@ -35,13 +30,7 @@ def printed(cell: dict) -> str:
     return "".join("".join(output.get("text", "")) for output in cell["outputs"])
 
 
-def test_the_list_of_what_is_left_names_chapters_without_a_check():
-    for name in LEFT & {p.relative_to(ROOT / "notebooks").with_suffix("").as_posix() for p in chapters()}:
-        text = (ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
-        assert not re.search(r'"check\(\\"', text), f"{name} has checks: take it out of LEFT"
-
-
-@pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
 def test_an_exercise_is_a_stub_with_its_check_and_a_solution_that_passes_it(path):
     found = exercises(path)
     assert list(found) == list(range(1, len(found) + 1))
@@ -59,7 +48,7 @@ def test_an_exercise_is_a_stub_with_its_check_and_a_solution_that_passes_it(path
         assert printed(solution).startswith(f"✓ {name}: right.")
 
 
-@pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
 def test_solutions_are_folded_in_the_book_and_in_jupyterlab(path):
     for _, (_, solution) in exercises(path).values():
         assert "hide-cell" in tags(solution)

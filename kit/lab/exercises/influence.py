@@ -134,3 +134,73 @@ exercise(
          ["those are scores, not places.", "argsort gives places."]),
     ],
 )
+
+
+def series_cases(g: torch.Generator) -> Iterator[Case]:
+    for p, scale, steps in ((3, 2.0, 6), (5, 3.0, 9)):
+        Q = torch.linalg.qr(torch.randn(p, p, generator=g, dtype=torch.float64))[0]
+        H = (Q * (0.2 + torch.rand(p, generator=g).double())) @ Q.T
+        yield H, torch.randn(p, generator=g, dtype=torch.float64), scale, steps
+
+
+def series(H: Tensor, v: Tensor, scale: float, steps: int, sign: float = 1.0) -> Tensor:
+    """h after the steps, not yet divided by the scale."""
+    h = v
+    for _ in range(steps):
+        h = v + h - sign * H @ h / scale
+    return h
+
+
+exercise(
+    "lissa", "lissa(H, v, scale, steps) -> (p,), the estimate of H⁻¹v after so many steps h ← v + h − Hh/σ from h = v; "
+    "H (p, p), σ = scale",
+    lambda H, v, scale, steps: series(H, v, scale, steps) / scale, series_cases,
+    [
+        ("no-op", lambda H, v, scale, steps: v / scale,
+         ["that is the first term of the series.", "h ← v + h − Hh/σ, `steps` times."]),
+        ("not divided", series,
+         ["the h of the steps tends to σ H⁻¹v.", "divide by σ at the end."]),
+        ("divided twice", lambda H, v, scale, steps: series(H, v, scale, steps) / scale**2,
+         ["σ once too often.", "v is added as it is; h is divided by σ once, at the end."]),
+        ("sign error", lambda H, v, scale, steps: series(H, v, scale, steps, -1.0) / scale,
+         ["yours grows without bound on any H.", "(I − H/σ)h: minus Hh/σ."]),
+        ("v added once", lambda H, v, scale, steps: torch.linalg.matrix_power(
+            torch.eye(len(v), dtype=v.dtype) - H / scale, steps) @ v / scale,
+         ["yours is the last term alone, and it shrinks to nothing.", "v is added at every step: that makes the sum."]),
+        ("the whole solve", lambda H, v, scale, steps: torch.linalg.solve(H, v),
+         ["that is where the series ends.", "asked is how far it has come after `steps` steps."]),
+    ],
+)
+
+
+def slope_cases(g: torch.Generator) -> Iterator[Case]:
+    for n, d in ((4, 3), (7, 5)):
+        yield (torch.randn(n, d, generator=g), torch.randint(2, (n,), generator=g).float(),
+               torch.randn(d, generator=g), torch.randn(d, generator=g))
+
+
+def pixel_slope(X: Tensor, y: Tensor, theta: Tensor, h: Tensor, direct: float = 1.0, bend=lambda p: p * (1 - p)):
+    p = (X @ theta).sigmoid()
+    return -(direct * (p - y)[:, None] * h + (bend(p) * (X @ h))[:, None] * theta) / len(X)
+
+
+exercise(
+    "pixel-slope",
+    "pixel_slope(X, y, theta, h) -> (n, d), the slope of the test loss in the values of each training point, by the "
+    "influence function, for logistic regression p = σ(θ·x) with y 0 or 1 and h = H⁻¹∇ℓ_test (d,)",
+    pixel_slope, slope_cases,
+    [
+        ("no-op", lambda X, y, theta, h: torch.zeros_like(X),
+         ["yours says that no training value matters.", "differentiate −(p − y)(x·h)/n with respect to x."]),
+        ("p held fixed", lambda X, y, theta, h: pixel_slope(X, y, theta, h, bend=lambda p: 0 * p),
+         ["a change of x changes p as well.", "product rule: p − y depends on x, with the slope p(1 − p) θ."]),
+        ("only through p", lambda X, y, theta, h: pixel_slope(X, y, theta, h, 0.0),
+         ["x itself is a factor of the gradient, too.", "add (p − y) h."]),
+        ("least squares", lambda X, y, theta, h: pixel_slope(X, y, theta, h, bend=torch.ones_like),
+         ["yours has the slope of p for a linear model.", "the slope of σ is p(1 − p)."]),
+        ("sign error", lambda X, y, theta, h: -pixel_slope(X, y, theta, h),
+         ["the attacker would lower the loss with yours.", "the parameters move by *minus* H⁻¹ times the gradient."]),
+        ("no 1/n", lambda X, y, theta, h: len(X) * pixel_slope(X, y, theta, h),
+         ["a training point has the weight 1/n in the risk.", "divide by n."]),
+    ],
+)

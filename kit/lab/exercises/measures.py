@@ -1,5 +1,4 @@
-"""Measures of robustness: how often and how near, a Lipschitz radius, a norm by rounds, a ReLU's triangle, early "
-    "votes."""
+"""Measures of robustness: how often and how near, a Lipschitz radius, a norm, a ReLU's triangle, early votes."""
 import math
 from collections.abc import Iterator
 

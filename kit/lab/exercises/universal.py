@@ -1,5 +1,4 @@
-"""One change for many images: the best one for a linear network, a step of it, shifts, inks, and a patch at many "
-    "places."""
+"""One change for many images: the best for a linear network, a step of it, shifts, inks, a patch at many places."""
 from collections.abc import Callable, Iterator
 
 import torch
