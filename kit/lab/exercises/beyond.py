@@ -212,7 +212,7 @@ exercise(
 
 
 def grid_cases(g: torch.Generator) -> Iterator[Case]:
-    for n in (5, 9):
+    for n in (5, 9, 6, 8):
         yield torch.randn(n, 12, generator=g), torch.linspace(-20, 20, n) + torch.rand(n, generator=g)
 
 
@@ -240,7 +240,7 @@ exercise(
 
 
 def back_cases(g: torch.Generator) -> Iterator[Case]:
-    for rate in (0.6, 0.8):
+    for rate in (0.6, 0.8, 0.7):
         small = torch.rand(60, generator=g) < rate
         back = torch.rand(60, generator=g) < 0.1 + 0.3 * small
         small[:4], back[:4] = torch.tensor([0, 0, 1, 1]).bool(), torch.tensor([1, 1, 0, 0]).bool()

@@ -147,7 +147,7 @@ exercise(
 
 
 def bound_cases(g: torch.Generator) -> Iterator[Case]:
-    for n in (30, 50):
+    for n in (30, 50, 70):
         bounds, right = 2 * torch.randn(n, 2, generator=g), torch.rand(n, generator=g) > 0.3
         yield bounds, right
 

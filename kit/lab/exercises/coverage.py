@@ -85,7 +85,7 @@ exercise(
 
 
 def range_cases(g: torch.Generator) -> Iterator[Case]:
-    for n, width in ((5, 6), (9, 4)):
+    for n, width in ((5, 6), (9, 4), (7, 12)):
         train = torch.rand(30, width, generator=g)
         yield 1.4 * torch.rand(n, width, generator=g) - 0.2, train.amin(0), train.amax(0), 4
 

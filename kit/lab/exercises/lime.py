@@ -122,11 +122,11 @@ exercise(
 
 
 def away_cases(g: torch.Generator) -> Iterator[Case]:
-    for c, n, d in ((12, 10, 4), (20, 6, 5)):
+    for c, n, d, share in ((12, 10, 4, 0.25), (20, 6, 5, 0.1)):
         b = torch.rand(c, d, generator=g) < 0.6
         b[0] = True
         seen = torch.randn(40, d, generator=g).double()
-        yield b.numpy(), seen[0].numpy(), seen[1:n + 1].numpy() + 0.1, seen.numpy(), 0.25 * d
+        yield b.numpy(), seen[0].numpy(), seen[1:n + 1].numpy() + 0.1, seen.numpy(), share * d
 
 
 def filled(b: np.ndarray, row: np.ndarray, background: np.ndarray) -> np.ndarray:

@@ -132,8 +132,8 @@ exercise(
 
 
 def triangle_cases(g: torch.Generator) -> Iterator[Case]:
-    low, high = -0.2 - torch.rand(20, generator=g), 0.2 + torch.rand(20, generator=g)
-    yield low, high, torch.randn(20, generator=g), torch.randn(20, generator=g)
+    low, high = -0.2 - torch.rand(200, generator=g), 0.2 + torch.rand(200, generator=g)
+    yield low, high, torch.randn(200, generator=g), torch.randn(200, generator=g)
 
 
 def corners(low: Tensor, high: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -142,8 +142,7 @@ def corners(low: Tensor, high: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 exercise(
     "triangle", "triangle(low, high, a, b) -> the most of a z + b h over the triangle h ≥ 0, h ≥ z, h ≤ the chord of "
-    "a ReLU on "
-    "low ≤ z ≤ high, low < 0 < high",
+    "a ReLU on low ≤ z ≤ high, low < 0 < high",
     lambda low, high, a, b: corners(low, high, a, b).amax(0), triangle_cases,
     [
         ("no-op", lambda low, high, a, b: 0 * a,

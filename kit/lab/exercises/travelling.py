@@ -140,7 +140,7 @@ exercise(
 
 def affine_cases(g: torch.Generator) -> Iterator[Case]:
     for slope in (0.01, 0.3):
-        W, b = torch.randn(4, 6, generator=g), torch.randn(4, generator=g)
+        W, b = torch.randn(24, 6, generator=g), torch.randn(24, generator=g)
         one, other = torch.rand(2, 2, 6, generator=g)
         for sign in (1, -1):  # the largest gap is positive for one of the two
             yield two_layers(W, b, slope, sign), one, other

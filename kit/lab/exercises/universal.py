@@ -50,7 +50,7 @@ def step_cases(g: torch.Generator) -> Iterator[Case]:
     for eps in (0.1, 0.3):
         x = torch.rand(1, 1, 6, 6, generator=g)
         x = x.where(torch.rand(x.shape, generator=g) > 0.4, x.round())
-        yield waves(g, x.shape), x, eps * (2 * torch.rand(x.shape, generator=g) - 1), eps
+        yield waves(g, x.shape), x, (eps * (3 * torch.rand(x.shape, generator=g) - 1.5)).clamp(-eps, eps), eps
 
 
 def stepped(gradient: Callable[[Tensor], Tensor], x: Tensor, d: Tensor, eps: float) -> Tensor:
@@ -63,8 +63,7 @@ def difference(gradient: Callable[[Tensor], Tensor], x: Tensor, d: Tensor, eps: 
 
 exercise(
     "uap-step", "uap_step(gradient, x, d, eps) -> δ after one step of ε/10 up the sign of the gradient at the image x "
-    "+ δ "
-    "(cut to [0, 1]), kept within ε; gradient(v) is that of the loss",
+    "+ δ (cut to [0, 1]), kept within ε; gradient(v) is that of the loss",
     stepped, step_cases,
     [
         ("no-op", lambda gradient, x, d, eps: d, ["δ has not moved.", "plus ε/10 times the sign of the gradient."]),
@@ -113,8 +112,7 @@ def diagonal(x: Tensor, g: torch.Generator) -> Tensor:
 
 exercise(
     "moved", "moved(x, source) -> each image (C, H, W) of x shifted by −3 … 3 pixels down and −3 … 3 to the right, "
-    "each "
-    "drawn from the generator `source`",
+    "each drawn from the generator `source`",
     lambda x, source: rolled(x, -3, 4, source), dot_cases,
     [
         ("no-op", lambda x, source: x, ["no image has moved.", "draw two numbers for each image, and roll it."]),
@@ -155,7 +153,7 @@ exercise(
 
 
 def patch_cases(g: torch.Generator) -> Iterator[Case]:
-    for side, size in ((6, 3), (7, 2)):
+    for side, size in ((6, 3), (7, 2), (8, 4), (9, 5), (8, 3)):
         yield torch.randn(2, side, side, generator=g), size
 
 
@@ -165,8 +163,7 @@ def mean_patch(gap: Tensor, size: int) -> Tensor:
 
 exercise(
     "best-patch", "best_patch(w, size) -> (size, size) of 0 and 1, the patch that is best for class 1 on average over "
-    "all "
-    "whole places of an image, for a linear network with weights w (2, side, side)",
+    "all whole places of an image, for a linear network with weights w (2, side, side)",
     lambda w, size: (mean_patch(w[1] - w[0], size) > 0).float(), patch_cases,
     [
         ("no-op", lambda w, size: torch.full((size, size), 0.5),
