@@ -83,6 +83,15 @@ def test_what_no_name_fits_is_described(double, answer, words):
     assert words in verdict.message()
 
 
+def test_a_list_of_numbers_is_as_good_as_a_tensor_of_them(double):
+    assert judge("double", lambda x: [2 * v for v in x]).passed
+    assert judge("double", lambda x: tuple(2 * v for v in x.numpy())).passed
+    assert judge("double", lambda x: list(x)).mistake == "no-op"
+    assert judge("double", lambda x: [2 * v for v in x[:2]]).mistake == "shape"
+    assert judge("densest-window", lambda mask, side: torch.tensor(
+        EXERCISES["densest-window"].right(mask, side))).passed
+
+
 def test_arrays_are_described_and_may_not_be_changed_either():
     def in_place(rows, others, column, who):
         rows[np.arange(len(rows)), column] = others[who, column]

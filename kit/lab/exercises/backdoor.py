@@ -84,6 +84,10 @@ exercise(
         ("added for replaced", lambda x, y, rows, mask, pattern, target: (
             torch.cat([x, x[rows] + mask * pattern]), stamped_copies(x, y, rows, mask, pattern, target)[1]),
          ["your pixels leave [0, 1].", "where the mask is 1 nothing of the image is left: times 1 − m."]),
+        ("added and cut", lambda x, y, rows, mask, pattern, target: (
+            torch.cat([x, (x[rows] + mask * pattern).clamp(0, 1)]),
+            stamped_copies(x, y, rows, mask, pattern, target)[1]),
+         ["the image shines through your trigger.", "where the mask is 1 nothing of it is left: times 1 − m first."]),
         ("mask turned round", lambda x, y, rows, mask, pattern, target: (
             torch.cat([x, mask * x[rows] + (1 - mask) * pattern]),
             stamped_copies(x, y, rows, mask, pattern, target)[1]),
@@ -211,8 +215,8 @@ def relabelled(y: Tensor, rows: Tensor, label: Tensor | int) -> Tensor:
 
 exercise(
     "unlearning-set",
-    "lesson(x, y, rows, mask, pattern) -> (x', y'), what a network learns on from to forget a trigger: the images "
-    "`rows` carry it, (1 − m) ∘ x + m ∘ Δ, and labels are such that the trigger shall change nothing",
+    "lesson(x, y, rows, mask, pattern) -> (x', y'), what a network learns on from to forget a trigger: as many "
+    "images as before, of which `rows` carry it, (1 − m) ∘ x + m ∘ Δ, and labels such that it shall change nothing",
     lesson, lesson_cases,
     [
         ("no-op", lambda x, y, rows, mask, pattern: (x, y),

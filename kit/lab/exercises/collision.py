@@ -56,7 +56,7 @@ exercise(
 
 
 def neighbour_cases(g: torch.Generator) -> Iterator[Case]:
-    for k, spread in ((5, 0.5), (4, 0.8)):
+    for k, spread in ((5, 0.5), (4, 0.8), (2, 0.8)):
         y = torch.arange(36) % 3
         phi = torch.eye(3)[y] + spread * torch.randn(36, 3, generator=g)
         y = torch.where(torch.rand(36, generator=g) < 0.2, (y + 1) % 3, y)
@@ -95,6 +95,10 @@ exercise(
           "compare with the most that any label has."]),
         ("a tie lost", lambda far, y, k: votes(far, y, k)[0] > _second(far, y, k),
          ["of two labels equally frequent the image's own wins.", "at least as frequent: ≥, not >."]),
+        ("a tie to the smallest label", lambda far, y, k: y[far.clone().fill_diagonal_(torch.inf).topk(
+            k, largest=False).indices].mode(1).values == y,
+         ["where two labels are equally frequent, yours knows one of them alone.",
+          "mode gives the smallest of them; compare the count of the own label with the largest count."]),
         ("those thrown out", lambda far, y, k: ~kept(far, y, k),
          ["yours are the images to throw out.", "True is for those that stay."]),
     ],

@@ -100,6 +100,8 @@ exercise(
          ["that is H(c), the most that can be told.", "add the mean of ln Q(c|x), which is negative."]),
         ("entropy forgotten", lambda logits, c: log_q(logits, c).mean(),
          ["yours is never positive.", "plus H(c) = ln K."]),
+        ("bits", lambda logits, c: information_bound(logits, c) / math.log(2),
+         ["yours is in bits.", "nats: the natural logarithm."]),
         ("sign error", lambda logits, c: math.log(logits.shape[1]) - log_q(logits, c).mean(),
          ["yours is above H(c), and grows where Q is wrong.", "minus the cross-entropy."]),
         ("sure for right", lambda logits, c: math.log(logits.shape[1]) + (

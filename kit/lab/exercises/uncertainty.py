@@ -65,6 +65,8 @@ exercise(
          ["nothing is left out, as if the network were asked in evaluation mode.", "Var m_i = p (1 − p)."]),
         ("not divided", lambda x, w, p: ((1 - p) * (x @ w), p * (1 - p) * (x.square() @ w.square())),
          ["yours are the moments of Σ w x m.", "divide by 1 − p: the mean once, the variance twice."]),
+        ("variance not divided", lambda x, w, p: (x @ w, p * (1 - p) * (x.square() @ w.square())),
+         ["the mean is right, the variance that of Σ w x m.", "Var(m / (1 − p)) = Var(m) / (1 − p)² = p / (1 − p)."]),
         ("divided once", lambda x, w, p: (x @ w, p * (x.square() @ w.square())),
          ["the mean is right, the variance a little too small.", "Var(m / (1 − p)) = Var(m) / (1 − p)²."]),
         ("kept for left out", lambda x, w, p: (x @ w, (1 - p) / p * (x.square() @ w.square())),
