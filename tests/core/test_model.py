@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kit.core import Normalize, QueryCounter, asking, features, fold_batch_norm, smooth_relu
+from kit.core import Ensemble, Normalize, QueryCounter, asking, features, fold_batch_norm, smooth_relu
 
 
 def small():
@@ -97,3 +97,12 @@ def test_folding_keeps_the_function_and_removes_the_norms():
     assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     with pytest.raises(ValueError, match="cannot be folded"):
         fold_batch_norm(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)), x)
+
+
+def test_an_ensemble_is_the_mean_of_logits_or_of_probabilities():
+    nets = [nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).eval() for _ in range(3)]
+    x = torch.rand(5, 3, 2, 2)
+    z = torch.stack([net(x) for net in nets])
+    torch.testing.assert_close(Ensemble(nets)(x), (z[0] + z[1] + z[2]) / 3)
+    torch.testing.assert_close(Ensemble(nets, "probabilities")(x).softmax(1), z.softmax(2).mean(0))
+    torch.testing.assert_close(Ensemble(nets, "probabilities")(x).exp().sum(1), torch.ones(5))

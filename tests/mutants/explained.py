@@ -22,5 +22,6 @@ EXPLAINED: list[tuple[str, str, str]] = [
     ("kit/core/checks.py", "high <= 256", "no images end between 255 and 256, and it chooses a hint only"),
     ("kit/fire/adv2/descent.py", "smooth: float | None = 0.0002",
      "a default: maps of scenes/resnet come as near with any τ from 5e-5 to 1e-3"),
+    ("kit/explain/tcav.py", "torch.where(total > 0, S.clamp_min(0)", "a total of zero is in the branch not taken"),
     ("kit/report/figures.py", "figsize", "the size of a figure is a matter of taste"),
 ]
