@@ -22,6 +22,9 @@ from torch import Tensor
 from kit.core import generator
 
 Case = tuple[Any, ...]
+UNREACHED = ("does not require grad", "allow_unused")  # in torch's message where a gradient has no way to its variable
+GRAPH = ("what you differentiate does not depend on that variable: was it detached, or a first gradient taken without "
+         "`create_graph=True`?")
 Answer = Callable[..., Any]
 
 
@@ -119,7 +122,8 @@ def judge(name: str, function: Answer, *, seed: int = 0) -> Verdict:
             return Verdict(name, False, (f"not written yet: {task.asks}.",), "not written")
         except Exception as error:
             said = f"it stops with {type(error).__name__}: {error}"
-            return Verdict(name, False, (f"{said} (arguments: {_described(case)}).",), "stops")
+            kept = (GRAPH,) if any(words in str(error) for words in UNREACHED) else ()
+            return Verdict(name, False, (f"{said} (arguments: {_described(case)}).", *kept), "stops")
         if answer is None or answer is Ellipsis:
             return Verdict(name, False, (f"it returns nothing: is there a `return`? It should be {task.asks}.",),
                            "not written")

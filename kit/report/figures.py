@@ -125,7 +125,7 @@ def show(
     columns = min(n, columns or 8)
     rows = math.ceil(n / columns)
     side = min(WIDTH * scale / columns, 2.4)
-    longest = max((title.count("\n") + 1 for title in titles), default=0) if titles is not None else 0
+    longest = max((title.count("\n") + 1 for title in titles or ()), default=0)
     ratio = pictures[0].shape[0] / pictures[0].shape[1]
     figure = _figure(side * columns, rows * (side * ratio + 0.19 * longest))
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):

@@ -1,5 +1,6 @@
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from kit.defend import (
     trades,
     yopo_training,
 )
-from kit.defend.adversarial_training import half_normal
+from kit.defend.adversarial_training import half_normal, inner
 from kit.models import Recipe, registry
 
 CPU = torch.device("cpu")
@@ -190,3 +191,9 @@ def test_the_six_victims(scenes):
         assert accuracy(kit.defend.load(name), d.x, d.y) > 0.75
     with pytest.raises(ValueError, match="there are HGD"):
         kit.defend.load("hgd2")
+
+
+def test_a_gpus_generator_is_seeded_by_the_trainings(monkeypatch):
+    monkeypatch.setattr(inner, "seeded", lambda seed, device: seed)
+    x = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    assert inner.nearby(generator(3), x) == inner.nearby(generator(3), x) != inner.nearby(generator(4), x)

@@ -235,6 +235,11 @@ def test_points_that_are_in_no_set_move_neither_vector_nor_boundary(cloud, class
     assert (right > 0.9).all()
 
 
+def test_points_that_are_all_the_same_have_a_vector_of_zeros():
+    w, _ = planes(torch.full((12, 4), 0.5), torch.arange(12).reshape(1, 2, 6))
+    assert torch.equal(w, torch.zeros(1, 4).to(w))
+
+
 def test_accuracy_is_of_images_that_were_held_out():
     """In more dimensions than points any labels can be separated: only what is held out says that nothing is there."""
     points = torch.randn(60, 400, generator=generator(0))

@@ -154,3 +154,14 @@ def test_answers_of_many_kinds_are_compared():
     with pytest.raises(TypeError, match="dict"):
         tensors({})
     assert list(EXERCISES["auc"].cases(generator(0)))
+
+
+def test_a_gradient_without_a_way_is_told_what_may_be_missing():
+    def without_a_graph(J, m, v, aim, lr):
+        m, v = m.detach().requires_grad_(), v.detach().requires_grad_()
+        ahead = m - lr * torch.autograd.grad(J(m, v).sum(), m)[0]
+        return torch.autograd.grad((ahead - aim).square().sum(), v)[0]
+
+    verdict = judge("look-ahead", without_a_graph)
+    assert verdict.mistake == "stops"
+    assert "create_graph=True" in verdict.message(hint=2)

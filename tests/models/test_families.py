@@ -4,6 +4,7 @@ from torch import nn
 
 from kit.core import features, fold_batch_norm
 from kit.models import RECIPES, build
+from kit.models.decoders import Critic
 from kit.models.families import FAMILIES, Add, Concat
 
 SMALL = ["vgg", "resnet", "densenet", "inception", "mobilenet"]
@@ -81,3 +82,10 @@ def test_sizes(name):
 @pytest.mark.parametrize("name", [n for n in RECIPES if n.startswith(("svhn", "cifar10"))])
 def test_recipes_for_real_sets_build(name):
     assert build(name)(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("size", "eighth"), [(28, 4), (30, 4), (32, 4), (40, 5)])
+def test_a_critic_looks_at_images_of_any_size(size, eighth):
+    critic = Critic(3, size, width=4)
+    assert critic(torch.rand(5, 3, size, size)).shape == (5,)
+    assert critic.layers[-1].in_features == 8 * eighth**2

@@ -34,7 +34,7 @@ from kit.run.compare import differences
 from kit.run.files import ROOT, chapters
 from tests.mutants import outputs
 from tests.mutants.explained import EXPLAINED
-from tests.mutants.package import Mutant, files, mutants, seen_by, spread
+from tests.mutants.package import Mutant, elsewhere, files, mutants, seen_by, spread
 
 LIMIT = 600  # seconds that the tests of a mutant may take; one that makes them hang was seen
 RUNNING: set[subprocess.Popen[bytes]] = set()
@@ -93,26 +93,31 @@ def of_package(chosen: list[Mutant], jobs: int) -> list[tuple[Mutant, str]]:
     KEPT.parent.mkdir(exist_ok=True)
     known = dict(json.loads(line) for line in KEPT.read_text().splitlines()) if KEPT.exists() else {}
     lock, sound = threading.Lock(), {}
-    keys = {mutant: key(mutant, seen_by(ROOT, mutant.path)) for mutant in chosen}  # of the files as they are copied
+    see = {mutant: [seen_by(ROOT, mutant.path), elsewhere(ROOT, mutant)] for mutant in chosen}
+    keys = {mutant: key(mutant, sum(tests, [])) for mutant, tests in see.items()}  # of the files as they are copied
     copies: queue.Queue[Path] = queue.Queue()
     stopping = threading.Event()
 
     def outcome(mutant: Mutant) -> tuple[Mutant, str]:
-        tests, own = seen_by(ROOT, mutant.path), keys[mutant]
+        own = keys[mutant]
         if own in known or stopping.is_set():
             return mutant, known.get(own, "not tried")
-        folder = copies.get()
+        folder, found = copies.get(), "not tried"
+        file = folder / mutant.path
+        source = file.read_bytes()
         try:
-            if tuple(tests) not in sound:
-                sound[tuple(tests)] = passes(folder, tests)
-            file = folder / mutant.path
-            source = file.read_bytes()
-            file.write_bytes(mutant.apply(source))
-            try:
-                found = ("survived" if passes(folder, tests) else "caught") if sound[tuple(tests)] else "not tried"
-            finally:
+            for tests in filter(None, see[mutant]):
+                if tuple(tests) not in sound:
+                    sound[tuple(tests)] = passes(folder, tests)
+                if not sound[tuple(tests)]:
+                    break
+                file.write_bytes(mutant.apply(source))
+                found = "survived" if passes(folder, tests) else "caught"
                 file.write_bytes(source)
+                if found == "caught":
+                    break
         finally:
+            file.write_bytes(source)
             copies.put(folder)
         if found != "not tried" and not stopping.is_set():
             with lock, KEPT.open("a") as kept:

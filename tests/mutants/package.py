@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 
@@ -124,3 +125,19 @@ def seen_by(root: Path, path: str) -> list[str]:
     if not named:
         named = [p for p in there if any(re.search(rf"\b{name}\b", p.read_text(encoding="utf-8")) for name in names)]
     return [p.relative_to(root).as_posix() for p in named or there]
+
+
+def elsewhere(root: Path, mutant: Mutant) -> list[str]:
+    """The tests of other modules that name the function or class in which a mutant stands."""
+    tree = ast.parse((root / mutant.path).read_bytes())
+    around = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+              and node.lineno <= mutant.line <= (node.end_lineno or node.lineno)]
+    found = [place for place, text in _tests(root) if any(re.search(rf"\b{name}\b", text) for name in around)]
+    return [place for place in found if place not in seen_by(root, mutant.path)]
+
+
+@lru_cache(maxsize=1)
+def _tests(root: Path) -> list[tuple[str, str]]:
+    """All tests, with what stands in them."""
+    return [(p.relative_to(root).as_posix(), p.read_text(encoding="utf-8"))
+            for p in sorted((root / "tests").rglob("test_*.py"))]

@@ -11,7 +11,7 @@ from kit.run.files import ROOT
 from tests.mutants.__main__ import explained
 from tests.mutants.explained import EXPLAINED
 from tests.mutants.outputs import mutated
-from tests.mutants.package import files, mutants, seen_by, spread
+from tests.mutants.package import elsewhere, files, mutants, seen_by, spread
 
 SOURCE = '''"""Docstring 1."""
 def f(x: "ε 2", *, generator=None):
@@ -61,6 +61,14 @@ def test_the_tests_of_a_module_are_found():
     assert all(seen_by(ROOT, path.relative_to(ROOT).as_posix()) for path in files(ROOT))
 
 
+def test_what_is_tested_with_another_module_is_looked_for_there():
+    path = ROOT / "kit" / "core" / "oracles.py"
+    at = next(i for i, line in enumerate(path.read_text().splitlines(), 1) if "W - columns - left" in line)
+    found = elsewhere(ROOT, next(m for m in mutants(ROOT, path) if m.line == at))
+    assert "tests/attacks/transfer/test_ingredients.py" in found
+    assert not set(found) & set(seen_by(ROOT, "kit/core/oracles.py"))
+
+
 def test_no_mutant_of_an_output_passes_the_comparison():
     figure = figures.curve([0, 1, 2], {"a": [1, 2, 3]}, xlabel="x", ylabel="y")
     entry = {"name": "rate", "value": 0.98, "unit": "%", "interval": [0.95, 0.99], "n": 400}
@@ -87,7 +95,8 @@ def test_a_survivor_is_explained_by_file_and_line():
 
 
 def test_an_explanation_of_one_mutant_explains_no_other():
-    for name in ("kit/attacks/minimal/deepfool.py", "kit/core/checks.py", "kit/attacks/scores/estimators.py"):
+    for name in ("kit/attacks/minimal/deepfool.py", "kit/core/checks.py", "kit/attacks/scores/estimators.py",
+                 "kit/explain/tcav.py", "kit/fire/adv2/descent.py"):
         source = (ROOT / name).read_bytes()
         texts = [text for path, text, _ in EXPLAINED if path == name]
         for text in texts:

@@ -61,3 +61,5 @@ def test_glasses_leave_the_lenses_free():
     assert mask[25, 32] == 1
     assert torch.equal(mask, mask.flip(1))
     assert 0.05 < float(mask.mean()) < 0.3
+    beside = glasses(400, thick=0.2)[0, 0, 116:196, 220]  # between the rims, 0.4 high around the eyes
+    assert float(beside.mean()) == pytest.approx(0.2 / 0.4, abs=0.03)

@@ -114,6 +114,22 @@ def test_nes_halves_its_step_on_a_plateau(case):
     assert moves[-20:].mean() < 0.3 * moves[5:25].mean()
 
 
+def test_nes_keeps_its_step_while_the_value_grows(case):
+    model, x, y, _ = case
+    seen = []
+
+    class Record(nn.Module):
+        def forward(self, v):
+            if len(v) == 1:
+                seen.append(v.clone())
+            return model(v)
+
+    nes(Record(), x[:1], y[:1], eps=0.5, q=50, step=1e-4, mu=0.0, max_queries=12 * 101, generator=generator(0))
+    moves = torch.cat(seen[2:-1]).diff(dim=0).abs().amax((1, 2, 3))
+    assert len(moves) > 10  # twice five iterations, after which a step may be halved
+    torch.testing.assert_close(moves, torch.full_like(moves, 1e-4))
+
+
 def test_natural_steps_change_the_loss_by_what_is_said(case):
     """On a linear ℓ a step of lr ĝ/(damping + ‖ĝ‖²) raises ℓ by lr q/(d + q − 1) on average: d = 42, q = 8."""
     model, x, y, _ = case

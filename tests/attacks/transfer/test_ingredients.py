@@ -105,6 +105,9 @@ def test_di_resizes_and_pads(resnet, scenes):
     big[0, 0, 1:7, 0:6] = image[0, 0][rows][:, rows]
     want = F.interpolate(big, (4, 4), mode="bilinear", align_corners=False)
     assert torch.allclose(resized_and_padded(image, 7 / 4, draws), want)
+    one, other = (resized_and_padded(v, 7 / 4, [0.5, *offsets])  # 5 of 7 pixels, moved by two and by one
+                  for v, offsets in ((image, (0.99, 0.4)), (image.mT, (0.4, 0.99))))
+    assert torch.allclose(one, other.mT)
 
     source = generator(int(torch.randint(2**62, (), generator=generator(4))))
 
