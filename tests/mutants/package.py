@@ -67,10 +67,13 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 
 def _code(tree: ast.AST) -> Iterator[ast.AST]:
-    """The nodes whose change a test can see: not messages, annotations or the arguments of what raises."""
+    """The nodes whose change a test can see: not messages, annotations, the arguments of what raises, or the wrong
+    answers of an exercise, which are other wrong answers once they are changed."""
     for name, value in ast.iter_fields(tree):
         if name in ("annotation", "returns", "decorator_list"):
             continue
+        if name == "args" and isinstance(tree, ast.Call) and ast.unparse(tree.func) == "exercise":
+            value = value[:4]
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST) and not isinstance(child, ast.Raise | ast.JoinedStr | ast.ImportFrom):
                 yield child
