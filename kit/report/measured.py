@@ -71,17 +71,24 @@ class Measured(dict[str, dict[str, Any]]):
         whole = group and group.get("finished", True) and all(figure in group for figure in figures)
         return self.write and not whole
 
-    def missing(self, name: str, figure: str, cells: Iterable[str]) -> list[str]:
-        """Of a figure that is a dict, the cells that the full profile has yet to measure; none under the quick one."""
-        there = self.made(name).get(figure, {})
-        return [cell for cell in cells if cell not in there] if self.write else []
+    def missing(self, name: str, figure: str, cells: Iterable[str], **size: Any) -> list[str]:
+        """Of a figure that is a dict, the cells that the full profile has yet to measure; none under the quick one.
+
+        With a size (`images=200`, say), a group that lacks some of them and was begun at another size is made anew.
+        """
+        group, cells = self.made(name), list(cells)
+        left = [cell for cell in cells if cell not in group.get(figure, {})] if self.write else []
+        if left and any(group.get(key, value) != value for key, value in _finite(size).items()):
+            self.stale.add(name)
+            return cells
+        return left
 
     def fill(
         self, name: str, figure: str, function: Callable[..., Any], cells: Mapping[str, tuple[Any, ...]], **figures: Any
     ) -> None:
         """Compute the missing cells of a figure, `function(*arguments)` for each, side by side where there is room
-        (`kit.report.grids.computed`), and keep each with `figures` as it is done."""
-        missing = self.missing(name, figure, cells)
+        (`kit.report.grids.computed`), and keep each with `figures`, which say at what size, as it is done."""
+        missing = self.missing(name, figure, cells, **figures)
         for cell, value in computed(function, {cell: cells[cell] for cell in missing}):
             self.add(name, figure, cell, value, **figures)
 

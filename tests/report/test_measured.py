@@ -89,6 +89,23 @@ def test_what_is_complete_is_kept_and_what_is_not_goes_on(tmp_path):
     assert Measured(path, write=False)["cells"] == {"seed": 1, "images": 2, "ways": {"a": 6}}
 
 
+def test_cells_of_two_sizes_are_never_mixed(tmp_path):
+    path, ways = tmp_path / "m.json", ["a", "b"]
+    measured = Measured(path, write=True)
+    for way in measured.missing("set", "ways", ways, images=20):
+        measured.add("set", "ways", way, 1, images=20)
+    larger = Measured(path, write=True)
+    assert larger.missing("set", "ways", ways, images=500) == []  # whole: it stays as it is
+    assert larger.missing("set", "ways", [*ways, "c"], images=20) == ["c"]
+    assert larger.missing("set", "ways", [*ways, "c"], images=500) == [*ways, "c"]
+    assert json.loads(path.read_text())["set"]["ways"] == {"a": 1, "b": 1}  # nothing is lost before the first is there
+    larger.add("set", "ways", "a", 2, images=500)
+    assert larger["set"] == {"images": 500, "ways": {"a": 2}}
+    assert larger.missing("set", "ways", [*ways, "c"], images=500) == ["b", "c"]
+    larger.fill("set", "ways", lambda v: v, {"a": (3,), "d": (3,)}, images=30)
+    assert larger["set"] == {"images": 30, "ways": {"a": 3, "d": 3}}
+
+
 def test_a_group_says_itself_that_it_is_not_finished(tmp_path):
     measured = Measured(tmp_path / "chapter_measured.json", write=True)
     measured.keep("game", outcomes=1, finished=False)
