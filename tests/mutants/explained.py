@@ -24,5 +24,7 @@ EXPLAINED: list[tuple[str, str, str]] = [
      "a default: maps of scenes/resnet come as near with any τ from 5e-5 to 1e-3"),
     ("kit/explain/tcav.py", "/ (total), 0.5", "a total of zero is in the branch not taken"),
     ("kit/fire/adv2/descent.py", "reach = (size * 2 ** 0.5)", "it matters in images of fewer than 5 pixels only"),
+    ("kit/explain/maximise/dream.py", "for name in layers]).mean(0)",
+     "a step is as long whatever the gradient's length"),
     ("kit/report/figures.py", "figsize", "the size of a figure is a matter of taste"),
 ]
