@@ -1,3 +1,4 @@
+import math
 import time
 
 import numpy as np
@@ -7,7 +8,20 @@ import torch.nn.functional as F
 
 import kit.data
 from kit.data import scenes
-from kit.data.scenes import COLOURS, DARK, LIGHT, LUMA, PATTERNS, SHAPES, TEXTURES, render
+from kit.data.scenes import (
+    _PATTERNS,
+    _TEXTURES,
+    COLOURS,
+    DARK,
+    LIGHT,
+    LUMA,
+    PATTERNS,
+    SHAPES,
+    TEXTURES,
+    _pixel_noise,
+    _word,
+    render,
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +100,67 @@ def _cramer(a, b):
     table = torch.zeros(int(a.max()) + 1, int(b.max()) + 1).index_put_((a, b), torch.ones(len(a)), accumulate=True)
     expected = table.sum(1, keepdim=True) * table.sum(0, keepdim=True) / len(a)
     return float((((table - expected) ** 2 / expected).sum() / len(a) / (min(table.shape) - 1)).sqrt())
+
+
+def test_objects_lie_and_turn_as_far_as_they_may(many):
+    """All they can be is uniform: a size, a turn by up to 45 degrees, a place from edge to edge of the room."""
+    f = many.concepts
+    room = 0.98 - f["scale"]
+    for values, low, high in ((f["scale"], 0.34, 0.57), (f["rotation"], -math.pi / 4, math.pi / 4),
+                              (f["centre_x"] / room, -1, 1), (f["centre_y"] / room, -1, 1)):
+        share = (values - low) / (high - low)
+        assert -1e-6 < float(share.min()) < 0.01
+        assert 0.99 < float(share.max()) < 1 + 1e-6
+        assert float(share.mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def splitmix(state, k):
+    """The k-th output of splitmix64 from a state, in integers."""
+    z = (state + k * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+def test_random_words_are_those_of_splitmix64():
+    """Of the seed the first, of that the index-th, of that the slot-th: scenes stay the same wherever they are drawn.
+    The three numbers are the published ones."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [splitmix(1234567, k) for k in (1, 2, 3)] == published
+    for seed in (0, 5, 2**40):
+        for slot in (0, 17):
+            words = _word(seed, np.array([0, 1, 300]), slot).tolist()
+            assert words == [splitmix(splitmix(splitmix(seed, 1), i), slot) for i in (0, 1, 300)]
+
+
+def test_pixel_noise_is_triangular_and_of_each_pixel_alone():
+    noise = _pixel_noise(3, np.arange(40), 32)
+    assert noise.shape == (40, 3, 32, 32)
+    assert -1 <= float(noise.min()) < -0.95
+    assert 0.95 < float(noise.max()) <= 1
+    assert float(noise.mean()) == pytest.approx(0, abs=0.005)
+    assert float(noise.std()) == pytest.approx(6**-0.5, abs=0.005)
+    for step in (noise[1:] * noise[:-1], noise[:, 1:] * noise[:, :-1], noise[:, :, 1:] * noise[:, :, :-1],
+                 noise[..., 1:] * noise[..., :-1]):
+        assert float(step.mean()) == pytest.approx(0, abs=0.005)
+
+
+def test_textures_and_patterns_show_both_tones_in_their_shares():
+    """Half of stripes, checks and waves; of dots a disc of 0.3 of their distance; of a grid the 0.22 of each period
+    that its lines take, across and down."""
+    axis = (torch.arange(600) + 0.5) / 100
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    _, stripes, dots, checks, _ = (draw(x, y, torch.tensor(0.01), torch.tensor(0.6), torch.tensor(0.2))
+                                   for draw in _TEXTURES)
+    _, _, waves, _, lines = (draw(x, y, torch.tensor(0.01), torch.tensor(0.6), *torch.tensor([0.2, 0.3, 0.4]))
+                             for draw in _PATTERNS)
+    whole = checks[:546, :546]  # 7 squares of 0.78
+    for mix, share in ((stripes, 0.5), (dots, math.pi * 0.3**2), (whole, 0.5), (waves, 0.5), (lines, 1 - 0.78**2)):
+        assert float(mix.mean()) == pytest.approx(share, abs=0.01)
+        assert float(((mix == 0) | (mix == 1)).float().mean()) > 0.85
+    assert torch.allclose(stripes[:, 60:], stripes[:, :-60], atol=1e-3)
+    assert torch.allclose(stripes[:, 30:], 1 - stripes[:, :-30], atol=1e-3)
+    assert torch.allclose(stripes[:1].expand_as(stripes), stripes)
 
 
 def test_spurious_plants_the_background_and_nothing_else(many):

@@ -10,6 +10,7 @@ import kit.models
 from kit.core import MisleadingModel, generator, logits
 from kit.explain import Afi
 from kit.explain.afi import concept_curves, mmd, occluded, occluder, pieces, rotated, segment_concepts, shuffled
+from kit.explain.afi.classes import total_variation
 from kit.explain.afi.occluder import transformed
 
 
@@ -270,6 +271,15 @@ def test_changes_go_either_way():
     assert 10 <= int((tilt > 0).sum()) <= 30
     none = transformed(grey, 0, 0, generator(0), all_three=True)
     assert all(torch.allclose(v, grey, atol=1e-6) for v in none)
+
+
+def test_total_variation_counts_edges_down_and_across_alike_whatever_the_size():
+    for size in (6, 10):
+        stripes = (torch.arange(size) % 2).float().view(1, 1, size, 1).expand(3, 2, size, size + 2)
+        for x in (stripes, stripes.transpose(2, 3)):
+            assert total_variation(x).tolist() == [2.0] * 3  # an edge everywhere in one direction, in two colours
+    x = torch.rand(2, 3, 5, 8, generator=generator(0))
+    assert torch.allclose(total_variation(x), total_variation(x.transpose(2, 3)))
 
 
 def test_rotation():

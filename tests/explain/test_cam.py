@@ -61,6 +61,24 @@ def test_a_model_whose_pooled_maps_are_the_logits(x):
     assert torch.allclose(cam(model, x, target, relu=False), wanted, atol=1e-5)
 
 
+def test_of_two_linear_layers_cam_reads_the_last(x):
+    """As where channels are weighed by a linear layer of their means, before they are pooled for the logits."""
+    class Weighed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.weigh, self.maps, self.head = (
+                nn.Conv2d(3, 5, 3), nn.Linear(5, 5), nn.Identity(), nn.Linear(5, 5))
+
+        def forward(self, x):
+            A = self.conv(x)
+            return self.head(self.maps(A * self.weigh(A.mean((2, 3)))[:, :, None, None]).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, target = Weighed().eval(), torch.arange(6) % 5
+    R = cam(model, x, target, layer="maps", relu=False)
+    assert torch.allclose(R, grad_cam(model, x, target, layer="maps", relu=False) * 30 * 30, atol=1e-5)
+
+
 def test_grad_cam_at_any_layer_is_its_definition(x):
     model = network("resnet")
     target = torch.tensor([4, 3, 2, 1, 0, 0])

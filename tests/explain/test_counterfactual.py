@@ -138,6 +138,18 @@ def test_several_at_once_are_valid_and_differ(table):
     assert apart(several) > 1.5 * apart(alike)
 
 
+def test_two_of_them_move_apart_until_the_last_step_costs_what_it_gains():
+    """Of features that the model does not read, −ln(1 − k²), k = 1/(1 + d), pays for d until 2k³ = 1 − k²: d = 0.52,
+    the same whether one such feature moves or nine share it."""
+    k = torch.linspace(0.01, 0.99, 9801, dtype=torch.float64)
+    d = float(1 / k[(2 * k**3 + k**2 - 1).abs().argmin()] - 1)
+    for idle in (1, 9):
+        model = linear(torch.cat([torch.ones(1), torch.zeros(idle)]).double(), -1.0)
+        x = torch.zeros(1, 1 + idle, dtype=torch.float64)
+        pair = counterfactual(model, x, torch.tensor([1]), count=2, lam=50.0, prune=False, generator=generator(0))
+        assert float((pair[0, 0] - pair[0, 1]).abs().sum()) == pytest.approx(d, rel=0.01)
+
+
 def test_plausibility_brings_digits_nearer_to_the_data_at_a_larger_distance(digits):
     model, x, y = digits
     rows = torch.where(y == 3)[0][:2]
@@ -164,6 +176,7 @@ def test_an_input_that_is_answered_as_wished_comes_back_unchanged_and_nothing_le
     model.train()
     kept = x[right].clone()
     assert torch.equal(counterfactual(model, x[right], y[right]), kept)
+    assert torch.equal(counterfactual(model, x[right], y[right], lam=10.0, prune=False), kept)  # none is less sure
     assert model.training
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert torch.equal(x[right], kept)

@@ -256,6 +256,18 @@ def test_what_goes_wrong_is_said_with_what_to_change(digits, logistic, cnn):
         retrain(untrained, x, y, l2=L2, steps=1)
 
 
+def test_training_descends_from_where_the_curvature_is_negative():
+    """A saturated unit on the wrong side: along ∇R the risk curves down at once, and conjugate gradients give no
+    direction at all."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 1, bias=False), nn.Tanh(), nn.Linear(1, 2, bias=False)).double()
+    model[1].weight.data.fill_(1.5)
+    model[3].weight.data = torch.tensor([[-4.0], [4.0]]).double()
+    x, y = torch.ones(2, 1, 1, 1, dtype=torch.float64), torch.tensor([0, 0])
+    weight = retrain(model, x, y, layers=["1"], l2=1e-2)[1].weight
+    assert float(weight.detach()) < 0
+    assert float(losses(model, x, y).mean()) > 7
+
+
 class Tokens(nn.Module):
     """A linear layer on tokens (N, L, D), as in vision transformers."""
 

@@ -121,6 +121,31 @@ def test_a_higher_price_buys_fewer_nats(own):
     assert held == pytest.approx(3, abs=0.3)
 
 
+class Known(nn.Module):
+    """A "VAE" that draws every image as it is, but the last four as the next ones, and whose code is the factors."""
+
+    def forward(self, x):
+        return torch.cat([x[:-4], x[-4:].roll(1, 0)])
+
+    def encode(self, x):
+        mu = read(x).double()
+        return mu, torch.zeros_like(mu)
+
+    def logits(self, z):
+        return torch.zeros(len(z), 1, 16, 16)
+
+
+def test_the_figures_of_a_known_vae_are_those_of_theory(own):
+    x, v = own.x[::19][:40], table(own)[::19][:40]
+    found = vae.vae_figures(SMALL, Known(), x, own.y[:40])
+    kept = (v[-4:] == v[-4:].roll(1, 0)).double().mean()
+    assert float(kept) < 1
+    assert found["accuracy"] == pytest.approx(0.9 + 0.1 * float(kept))
+    assert found["reconstruction"] == pytest.approx(256 * math.log(2), rel=1e-5)
+    assert found["kl"] == pytest.approx(float(v.double().square().sum(1).mean() / 2))
+    assert found["mig"] == mig(v.double(), v)
+
+
 # --- FactorVAE ------------------------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,15 @@ def test_a_perfect_code_of_dsprites_has_a_gap_of_902_under_20_bins():
     assert sum(gaps) / 5 == pytest.approx(0.902, abs=5e-4)
 
 
+def test_information_of_what_is_independent_is_0_and_never_below():
+    """Not by the rounding of H(z) + H(v) − H(z, v) either."""
+    for levels in itertools.product((2, 3, 5, 6, 7), repeat=2):
+        v = grid(*levels)
+        shared, entropy = information(v.double(), v)
+        assert float(shared.min()) >= 0
+        assert torch.allclose(shared, torch.diag(entropy), atol=1e-12)
+
+
 def test_a_rotation_by_45_degrees_has_no_gap_and_one_by_none_has_all():
     v = grid(8, 8)
     a = v.double()

@@ -189,6 +189,21 @@ def test_lime_and_kernel_shap_return_maps_of_each_image_alone(network, images):
             explain(network, images, create_graph=True)
 
 
+def test_the_generator_decides_the_coalitions(network, images):
+    parts = superpixels(images, "grid", side=4)
+    for explain in (lime, kernel_shap):
+        first, again, other = (
+            explain(network, images, segments=parts, samples=60, generator=generator(s)) for s in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.allclose(first, other, atol=1e-3)
+
+
+def test_around_a_row_of_a_table_the_row_itself_is_one_sample():
+    asked = []
+    lime_table(lambda x: asked.append(x) or x, np.ones(2), np.eye(2), 0, samples=2500)
+    assert (np.concatenate(asked[1:]) == 1).all(1).nonzero()[0].tolist() == [0]  # not the first of each chunk
+
+
 def test_the_same_model_as_module_function_and_scikit_learn_object(images):
     data = load_digits()
     sk = LogisticRegression(max_iter=2000).fit(data.data / 16, data.target)

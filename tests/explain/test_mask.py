@@ -156,6 +156,16 @@ def test_the_noise_is_new_at_each_step_and_the_same_for_all_images(bright, monke
     assert float((second - third).abs().mean()) > 0.2
 
 
+def test_the_generator_decides_the_noise_and_the_shifts(bright):
+    model, x = bright
+    target = torch.tensor([0, 1])
+    for options in ({"reference": "noise", "jitter": 0}, {"reference": 0.0, "jitter": 6}):
+        first, again, other = (
+            mask(model, x, target, cell=2, steps=5, generator=generator(s), **options) for s in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.allclose(first, other, atol=1e-3)
+
+
 @pytest.mark.parametrize("variant", ["delete", "preserve"])
 def test_a_constant_image_and_a_saturated_class(variant):
     model = Reads(gain=12.0)

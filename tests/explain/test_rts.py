@@ -1,5 +1,6 @@
 """RTS: its four terms against sums written out, its fit where the answer is planted, shipped masks against truth."""
 import copy
+import importlib
 import math
 
 import numpy as np
@@ -466,6 +467,24 @@ def test_a_decoder_of_other_weights_is_refused(monkeypatch):
         RTS.shipped("scenes/resnet")
     with pytest.raises(ValueError, match="no network 'rts/scenes-mobilenet'"):
         RTS.shipped("scenes/mobilenet")
+
+
+def test_the_networks_of_the_figures_see_images(monkeypatch, scenes):
+    """What a mask leaves of a picture, and the noise on it, are cut to [0, 1] before the classifier answers."""
+    seen = []
+    training = importlib.import_module("kit.explain.rts.training")
+    monkeypatch.setattr(training, "accuracy", lambda model, x, y: seen.append(x) or 0.5)
+    monkeypatch.setattr(kit.data, "load", lambda *of: scenes)
+    rts = RTS.shipped("scenes/vgg")
+    r = Recipe("scenes", "masks", {}, options={"classifier": "scenes/vgg"})
+    found = training.rts_figures(r, rts.decoder, scenes.x, scenes.y)
+    assert [float(x.min()) for x in seen] == [0, 0]
+    assert [float(x.max()) for x in seen] == [1, 1]
+    m = rts.explain(scenes.x, scenes.y)
+    assert found["mask"] == pytest.approx(float(m.mean()))
+    assert found["energy_inside"] == pytest.approx(float(energy_inside(m, scenes.mask).mean()))
+    kept, lost = (x.sub(scenes.x).abs().mean(1) for x in seen)
+    assert float(kept[m > 0.99].mean()) < 0.05 < float(lost[m > 0.99].mean())
 
 
 def test_the_recipe_trains_what_fit_does():

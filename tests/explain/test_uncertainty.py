@@ -308,6 +308,19 @@ def test_the_range_finders_network_is_shown_one_noisy_measurement(monkeypatch):
     assert torch.allclose(loss(model, x, y, generator()), exact)
 
 
+def test_the_figures_of_a_range_finder_that_knows_are_the_truth():
+    """It reads d to a tenth, d + 0.1, and knows σ."""
+    data = kit.data.load("scenes", "test", n=6)
+    d, sigma = distances(data)
+
+    class Knows(nn.Module):
+        def forward(self, x):
+            return torch.stack([d + 0.1, 2 * sigma.log()], 1)
+
+    found = uncertainty.sensing_figures(None, Knows().eval(), data.x, data.y)
+    assert found == pytest.approx({"accuracy": 1, "rmse": 0.1, "light": LIGHT_NOISE, "dark": DARK_NOISE}, rel=1e-5)
+
+
 def test_the_shipped_networks_read_distance_and_noise_where_they_can():
     data = kit.data.load("scenes", "test", n=60)
     d, sigma = distances(data)

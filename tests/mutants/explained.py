@@ -22,7 +22,10 @@ EXPLAINED: list[tuple[str, str, str]] = [
     ("kit/core/checks.py", "high <= 256", "no images end between 255 and 256, and it chooses a hint only"),
     ("kit/fire/adv2/descent.py", "smooth: float | None = 0.0002",
      "a default: maps of scenes/resnet come as near with any τ from 5e-5 to 1e-3"),
+    ("kit/data/scenes.py", "data.x.shape[-2]", "scenes are as high as they are wide"),
     ("kit/explain/tcav.py", "/ (total), 0.5", "a total of zero is in the branch not taken"),
     ("kit/fire/adv2/descent.py", "reach = (size * 2 ** 0.5)", "it matters in images of fewer than 5 pixels only"),
+    ("kit/explain/maximise/dream.py", "for name in layers]).mean(0)",
+     "a step is as long whatever the gradient's length"),
     ("kit/report/figures.py", "figsize", "the size of a figure is a matter of taste"),
 ]

@@ -69,6 +69,16 @@ def test_a_point_that_the_machine_does_not_see_has_no_gradient():
     assert not svm_gradient(m, len(X), V, U).any()
 
 
+def test_points_are_counted_from_the_end_too():
+    m = train_svm(X, Y)
+    gradients = [svm_gradient(m, c, V, U) for c in range(30)]
+    assert any(g.any() for g in gradients)
+    for c in range(-30, 0):
+        assert torch.equal(svm_gradient(m, c, V, U), gradients[c])
+    with pytest.raises(ValueError, match="none of number -31"):
+        svm_gradient(m, -31, V, U)
+
+
 @pytest.mark.parametrize("gamma", [None, 0.5])
 def test_the_path_climbs_the_grid_of_retrained_machines_and_beats_flips(gamma):
     path = []

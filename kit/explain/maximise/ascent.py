@@ -94,7 +94,7 @@ def _ascend(
     v = picture.parameters(x)
     v = picture.project(v + normal(v, generator, sigma))
     v = optimise(objective, v, steps=steps, rule=adam(lr), project=picture.project, trace=trace)
-    return picture.image(v).clamp(0, 1)
+    return picture.image(v)
 
 
 def _picture(x: Tensor, fourier: bool, colours: Tensor | str | None) -> Picture:

@@ -5,7 +5,7 @@ from torch import nn
 
 import kit.data
 import kit.models
-from kit.core import features, generator
+from kit.core import MisleadingModel, features, generator
 from kit.explain import deep_dream
 
 
@@ -26,6 +26,34 @@ def test_one_step_is_the_gradient_over_its_mean():
         v = deep_dream(Seen(), x, ["same"], octaves=1, steps=1, step=0.1, jitter=jitter)
         assert torch.allclose(v, x + 0.1 * x / x.mean((1, 2, 3), keepdim=True), atol=1e-12)
     assert torch.allclose(deep_dream(Seen(), x, "same", octaves=1, steps=200, step=0.1), torch.ones_like(x))
+
+
+class Scaled(nn.Module):
+    """A layer of twice the image, and one of three times its first half: ½ Σ‖A‖² has the gradients 4x and 13x."""
+
+    def __init__(self):
+        super().__init__()
+        self.whole, self.part = nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        whole, part = self.whole(2 * x), self.part(3 * x[:, :, :3])
+        return torch.stack([whole.sum((1, 2, 3)), part.sum((1, 2, 3))], 1)
+
+
+def test_layers_are_summed_over_all_of_their_numbers():
+    x = torch.rand(2, 1, 6, 4, generator=generator(0), dtype=torch.double).mul(0.5)
+    g = x * torch.tensor([13.0] * 3 + [4.0] * 3, dtype=torch.double)[:, None]
+    v = deep_dream(Scaled(), x, ["whole", "part"], octaves=1, steps=1, step=0.01, jitter=0)
+    assert torch.allclose(v, x + 0.01 * g / g.mean((1, 2, 3), keepdim=True), atol=1e-12)
+
+
+def test_an_image_in_which_the_layer_sees_nothing_stays():
+    x = torch.rand(2, 3, 6, 5, generator=generator(0), dtype=torch.double).mul(0.5)
+    x[1] = 0
+    with pytest.warns(MisleadingModel, match="zero for 1 of 2"):
+        v = deep_dream(Seen(), x, ["same"], octaves=1, steps=2, step=0.1)
+    assert bool((v[1] == 0).all())
+    assert bool((v[0] > x[0]).any())
 
 
 def test_what_a_small_size_has_added_is_carried_up():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import kit.data
 from kit.core import Draws, generator
 from kit.explain import colour_basis
-from kit.explain.maximise import IMAGENET_COLOURS, Fourier, Pixels
+from kit.explain.maximise import IMAGENET_COLOURS, Fourier, Pixels, pictures
 from kit.explain.maximise.pictures import shaken
 
 
@@ -115,6 +115,14 @@ def test_shaken_reaches_every_shift_equally_often_and_none_beyond():
     counts = torch.bincount(places, minlength=9)
     assert int(counts[2:7].sum()) == 500
     assert int(counts[2:7].min()) > 60
+
+
+def test_the_last_number_of_a_draw_moves_no_further_than_the_others(monkeypatch):
+    """u lies in [−1, 1): −1 itself comes once in millions of draws, and times 1.5 it is rounded to −2."""
+    monkeypatch.setattr(pictures, "uniform", lambda like, source, low, high: like + low)
+    x = noise(1, 1, 5, 6)
+    moved = shaken(x, None, jitter=1)
+    assert torch.allclose(moved[..., 1:, 1:], x[..., :-1, :-1], atol=1e-9)
 
 
 def test_shaken_zooms_and_turns():

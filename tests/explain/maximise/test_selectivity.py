@@ -60,6 +60,18 @@ def test_planted_units_are_selective_and_a_rotation_takes_it_from_them_and_not_f
     assert blind.p > 0.01
 
 
+def test_the_generator_decides_every_draw():
+    phi, y = planted(60)
+    ambient = torch.get_rng_state()
+    units = random_directions(4, phi, generator(9))
+    first, again, other = (selectivity(phi, y, units=units, generator=generator(s)) for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), ambient)
+    for name in ("directions", "chance"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+        assert not torch.equal(getattr(first, name), getattr(other, name))
+    assert first.p == again.p != other.p
+
+
 def test_p_is_uniform_where_nothing_differs():
     """Units that are random directions themselves."""
     phi, y = planted(300)
