@@ -16,7 +16,7 @@ from kit.certify import (
     attacked_distance,
     pointwise_robustness,
 )
-from kit.core import fooled, generator, logits
+from kit.core import fooled, generator, logits, normal
 from kit.report import wilson
 
 INF = math.inf
@@ -139,3 +139,20 @@ def test_an_attack_that_finds_nothing_gives_infinity():
     model[1].weight.data, model[1].bias.data = torch.tensor([[0.1] * 4, [0.0] * 4]), torch.tensor([5.0, 0.0])
     x, y = torch.rand(3, 1, 2, 2), torch.tensor([0, 0, 1])
     assert attacked_distance(model, x, y).tolist() == [INF, INF, 0]
+
+
+def test_the_attack_draws_from_the_generator():
+    """Noise in a random direction: what it finds depends on the draws, and those on the image's place alone."""
+    def noise(model, x, y, *, eps, norm, generator):
+        return (x + eps.view(-1, 1, 1, 1) * normal(x, generator).sign()).clamp(0, 1)
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    model[1].weight.data = torch.randn(2, 16, generator=generator(1))
+    x = torch.rand(8, 1, 4, 4, generator=generator(0))
+    y = logits(model, x).argmax(1)
+    one, again, other = (attacked_distance(model, x, y, attack=noise, generator=generator(s)) for s in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    y[:3] = 1 - y[:3]  # misclassified: at zero, and not asked about
+    rest = attacked_distance(model, x, y, attack=noise, generator=generator(0))
+    assert torch.equal(rest, torch.cat([torch.zeros(3), one[3:]]))

@@ -19,6 +19,7 @@ from kit.certify.verify import (
     Chain,
     Reluplex,
     around,
+    branching,
     chain,
     exact_distance,
     margins,
@@ -29,8 +30,9 @@ from kit.certify.verify import (
     tableau,
     verify,
 )
-from kit.certify.verify.branching import FEW, unsafe
-from kit.certify.verify.linear import hidden_bounds, outputs_below
+from kit.certify.verify.branching import FEW, costliest, raised, together, unsafe
+from kit.certify.verify.linear import Found, Hidden, hidden_bounds, outputs_below
+from kit.certify.verify.programs import intervals
 from kit.core import fooled, generator, logits
 from kit.data import MissingData
 
@@ -156,6 +158,68 @@ def test_a_budget_that_is_spent_is_unknown_and_never_wrong():
             assert set(answers) <= {"unknown", "safe"}
             assert answers[0] == "unknown"
             assert search(asked, low, high, split=split, seconds=0.0).answer == "unknown"
+
+
+@pytest.mark.parametrize("split", ["input", "relu"])
+def test_what_an_unknown_answer_proves_is_true_of_the_whole_box(split, monkeypatch):
+    """A search that notices no point, so that parts far below zero and parts near it are left."""
+    monkeypatch.setattr(branching, "unsafe", lambda chain, x, rounding: torch.zeros(len(x), dtype=torch.bool))
+    for seed in range(2):
+        net, (low, high) = small(seed, 3, 4, 4, 1), box(seed, 3)
+        exact = mixed_integer(net, low, high).value
+        asked, exact = net.ended(torch.ones(1, 1).double(), torch.tensor([-5.0 - exact]).double()), -5.0
+        for batch, nodes in ((1, (1, 3, 10)), (4, (5, 60))):
+            found = [search(asked, low, high, split=split, max_nodes=n, batch=batch) for n in nodes]
+            assert {f.answer for f in found} == {"unknown"}
+            assert all(f.bound <= exact + 1e-6 for f in found)
+            assert found[-1].bound > exact - 3
+        assert search(asked, low, high, split=split, max_nodes=0).bound == -np.inf
+
+
+def test_slopes_are_raised_from_crowns():
+    low, high = torch.tensor([[-1.0, -2]]), torch.tensor([[2.0, 1]])
+    assert Hidden([low], [high]).alpha()[0].tolist() == [[1, 0]]  # the line with less between it and the ReLU
+    for seed in range(5):
+        net, (low, high) = small(seed, 3, 6, 6, 2), box(seed, 3)
+        low, high, off = low[None], high[None], net.rounding(low, high)
+        hidden = hidden_bounds(net, low, high, off)
+        crowns, _ = together(outputs_below(net, low, high, hidden), low, high, off[-1])
+        bounds = [raised(net, low, high, hidden, off[-1], steps)[0] for steps in (0, 1, 8)]
+        assert torch.equal(bounds[0], crowns)
+        assert bounds[0] <= bounds[1] <= bounds[2]
+        assert bounds[0] < bounds[2]
+
+
+def test_the_costliest_relu_is_the_one_whose_lines_are_farthest_from_it():
+    """Above by u l/(u − l) at most, below by min(u, −l), of which half is counted; and only where it is undecided."""
+    def of(*each: tuple[float, float, float]) -> int:
+        low, high, A = (torch.tensor(v).double() for v in zip(*each, strict=True))
+        return int(costliest(Found(torch.zeros(1, 1), A, [A[None, None]]), Hidden([low[None]], [high[None]])))
+
+    assert of((-1, 10, 1), (-2, 2, 1)) == 1  # 0.5 and 1
+    assert of((-10, 1, 1), (-2, 2, 1)) == 1
+    assert of((-1, 10, 1), (-1, 10, -1)) == 1  # 0.5 and 10/11
+    assert of((-2, 2, 1), (-1, 10, -1)) == 0  # 1 and 10/11
+    assert of((-4, 4, 0.1), (-2, 2, -2)) == 1  # 0.2 and 2
+    assert of((0, 9, 5), (-9, 0, -5), (-1, 1, 0), (0, 0, 1)) == 2
+
+
+def test_bounds_of_hidden_layers_are_those_of_their_units():
+    """Every undecided unit has CROWN's bound, where the interval's is no better."""
+    tighter = 0
+    for seed in range(4):
+        net, (low, high) = small(seed, 3, 6, 6, 6, 1), box(seed, 3)
+        off, loose = net.rounding(low, high), intervals(net, low, high)
+        hidden = hidden_bounds(net, low[None], high[None], off)
+        for i in (1, 2):
+            before = Hidden(hidden.low[:i], hidden.high[:i])
+            ends = [outputs_below(Chain([*net.W[:i], s * net.W[i]], [*net.b[:i], s * net.b[i]]),
+                                  low[None], high[None], before).bound for s in (1, -1)]
+            free = hidden.unstable()[i]
+            assert (hidden.low[i] >= ends[0] - off[i] - 1e-12)[free].all()
+            assert (hidden.high[i] <= off[i] - ends[1] + 1e-12)[free].all()
+            tighter += int((hidden.low[i] > loose.low[i] + 0.01).sum())
+    assert tighter > 10
 
 
 def test_what_rounding_decides_is_unknown():
@@ -361,6 +425,39 @@ def test_missing_networks_say_what_to_put_where(monkeypatch, tmp_path):
     monkeypatch.setenv("KIT_DATA", str(tmp_path))
     with pytest.raises(MissingData, match=r"acasxu\.npz"):
         networks()
+
+
+def test_networks_are_read_with_their_scale(monkeypatch, tmp_path):
+    """A file of one random network: its costs by hand, and of a property the box and the outputs that are asked."""
+    sizes, source = (5, 4, 4, 4, 4, 4, 4, 5), generator(0)
+    W = [torch.randn(m, n, generator=source).double() for n, m in itertools.pairwise(sizes)]
+    b = [torch.randn(m, generator=source).double() for m in sizes[1:]]
+    low, high, mean, scale = (torch.tensor(v).double() for v in (
+        [0.0, -3.14, -3.14, 100, 0], [6e4, 3.14, 3.14, 1200, 1200],
+        [2e4, 0.0, 0, 650, 600, 7.5], [6e4, 6.28, 6.28, 1100, 1200, 373]))
+    parts = {"min": low, "max": high, "mean": mean, "range": scale,
+             **{f"W{i + 1}": w for i, w in enumerate(W)}, **{f"b{i + 1}": v for i, v in enumerate(b)}}
+    np.savez(tmp_path / "acasxu.npz", **{f"1_1/{k}": v.numpy() for k, v in parts.items()})
+    monkeypatch.setenv("KIT_DATA", str(tmp_path))
+    found = networks()
+    assert list(found) == ["1_1"]
+    network = found["1_1"]
+    raw = low + (high - low) * torch.rand(20, 5, generator=source).double()
+    h = (raw - mean[:5]) / scale[:5]
+    for i, (w, v) in enumerate(zip(W, b, strict=True)):
+        h = (h.relu() if i else h) @ w.T + v
+    assert torch.allclose(network.costs(raw), 373 * h + 7.5)
+    assert torch.allclose(network.raw(network.scaled(raw)), raw)
+    beyond = torch.tensor([-1e9, 9.0, -9, 1e9, np.inf]).double()
+    cut = torch.stack([low[0], high[1], low[2], high[3], high[4]])
+    assert torch.allclose(network.raw(network.scaled(beyond)), cut)
+    inside = torch.tensor([6e4, 0.0, 0, 1150, 30]).double()  # far, fast, and the other slow: properties 1 and 2
+    x, costs = network.scaled(inside), network.costs(inside[None])[0]
+    for prop, wanted in ((1, 1500 - costs[:1]), (2, costs[1:] - costs[0])):
+        asked, first, last = network.question(prop)
+        assert (first <= x).all()
+        assert (x <= last).all()
+        assert torch.allclose(373 * asked(x[None])[0], wanted)
 
 
 @pytest.mark.skipif(not (Path(os.environ.get("KIT_DATA", "/nowhere")) / "acasxu.npz").is_file(),

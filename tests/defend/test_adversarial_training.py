@@ -1,5 +1,6 @@
 import json
 import sys
+from inspect import signature
 from types import SimpleNamespace
 
 import pytest
@@ -13,14 +14,19 @@ import kit.models
 from kit.attacks import bim, pgd
 from kit.core import accuracy, generator
 from kit.defend import (
+    adversarial_augmentation,
     adversarial_training,
     ensemble_adversarial_training,
+    fast_training,
+    free_training,
+    masking,
     noisy_training,
     single_step_training,
     trades,
     yopo_training,
 )
 from kit.defend.adversarial_training import half_normal, inner
+from kit.defend.adversarial_training.enlarged import sampled
 from kit.models import Recipe, registry
 
 CPU = torch.device("cpu")
@@ -145,6 +151,37 @@ def test_it_repeats_and_changes_nothing_else():
     x, y = robust_or_not(100, 0)
     one, two = (adversarial_training(TOY, x, y, device=CPU, eps=EPS, steps=2, seed=3) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_all_trainers_have_the_same_radius_where_none_is_given():
+    """So that what they make can be compared; those of ensembles have twice that, as in their paper."""
+    radius = {t: signature(t).parameters["eps"].default for t in (
+        adversarial_training, trades, fast_training, free_training, yopo_training, adversarial_augmentation)}
+    assert set(radius.values()) == {8 / 255}
+    for trainer in (single_step_training, ensemble_adversarial_training):
+        assert signature(trainer).parameters["eps"].default == 16 / 255
+
+
+def test_generated_images_are_drawn_from_the_generator_and_are_images():
+    x, y = robust_or_not(60, 0)
+    x, label = (3 * x - 1).clamp(0, 1), torch.arange(300) % 2
+    one, again, other = (sampled(x, y, label, 4, generator(s)) for s in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert one.aminmax() == (0, 1)  # both ends are met
+
+
+@pytest.mark.filterwarnings("ignore::kit.core.MisleadingModel")
+def test_signs_of_masking_are_asked_of_images():
+    """At the ends of the box, of a network that is wrong only beyond them."""
+    class Beyond(nn.Module):
+        def forward(self, x):
+            out = ((x - 1).relu() + (-x).relu()).flatten(1).sum(1)
+            return torch.stack([1e-6 + 0 * out, out], 1)
+
+    x = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 4, 4) % 2
+    signs = masking(Beyond(), x, torch.zeros(8, dtype=torch.int64), eps=EPS, steps=2, max_queries=5)
+    assert [(s.weaker, s.stronger, s.suspicious) for s in signs] == [(0, 0, False)] * 4 + [(1, 0, True)]
 
 
 # --- the shipped networks -------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def split_inputs(
     chain: Chain, low: Tensor, high: Tensor, rounding: list[Tensor], budget: Budget, batch: int, steps: int
 ) -> tuple[str, Tensor | None, float]:
     """Divides boxes along the input that moves the bounds most, Σ |A'_j| · width_j; the least bounded box is next."""
-    lows, highs, score = low[None], high[None], torch.zeros(1, dtype=low.dtype, device=low.device)
+    lows, highs, score = low[None], high[None], torch.full_like(low[:1], -math.inf)
     known = hidden_bounds(chain, lows, highs, rounding)
     opposite = Chain([*chain.W[:-1], -chain.W[-1]], [*chain.b[:-1], -chain.b[-1]])
     closed = math.inf
@@ -128,7 +128,8 @@ def split_inputs(
         at = (slopes * (h - l)).argmax(1, keepdim=True)
         cut = ((l + h) / 2).gather(1, at)
         if bool(((cut <= l.gather(1, at)) | (cut >= h.gather(1, at))).any()):
-            return "unknown", None, min(closed, float(best.min()))  # a box as thin as rounding allows
+            least = torch.cat([best, score[later]]).min()
+            return "unknown", None, min(closed, float(least))  # a box as thin as rounding allows
         lows = torch.cat([lows[later], l, l.scatter(1, at, cut)])
         highs = torch.cat([highs[later], h.scatter(1, at, cut), h])
         score = torch.cat([score[later], best, best])
@@ -162,8 +163,7 @@ def raised(
     chain: Chain, low: Tensor, high: Tensor, hidden: Hidden, rounding: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
     """What `together` says after `steps` of signed gradient ascent on α, from CROWN's choice: bounds (B,), their A."""
-    alpha = [(u > -l).to(low)[:, None].repeat(1, len(chain.b[-1]), 1)
-             for l, u in zip(hidden.low, hidden.high, strict=True)]
+    alpha = [a[:, None].repeat(1, len(chain.b[-1]), 1) for a in hidden.alpha()]
     best, A = torch.full_like(low[:, 0], -math.inf), torch.zeros_like(low)
     for k in range(steps + 1):
         with torch.enable_grad():
@@ -207,9 +207,9 @@ def split_relus(
     sizes = [len(b) for b in chain.b[:-1]]
     whole = hidden_bounds(chain, low[None], high[None], rounding)
     m, n = len(chain.b[-1]), sum(sizes)
-    half = torch.cat([(h > -l).to(low) for l, h in zip(whole.low, whole.high, strict=True)], 1)
-    parts = Parts(torch.zeros(1, n, dtype=low.dtype, device=low.device), half[:, None].repeat(1, m, 1),
-                  torch.zeros(1, m, n, dtype=low.dtype, device=low.device), torch.zeros(1).to(low))
+    parts = Parts(torch.zeros(1, n, dtype=low.dtype, device=low.device),
+                  torch.cat(whole.alpha(), 1)[:, None].repeat(1, m, 1),
+                  torch.zeros(1, m, n, dtype=low.dtype, device=low.device), torch.full_like(low[:1], -math.inf))
     closed = math.inf
     while len(parts):
         if budget.spent():
@@ -230,7 +230,7 @@ def split_relus(
             if point is not None and bool(unsafe(chain, point[None], rounding[-1])[0]):
                 return "unsafe", point, -math.inf
             if best[i] <= 0:  # neither: decided by less than rounding and the program's tolerance
-                return "unknown", None, min(closed, float(best[i]))
+                return "unknown", None, min(closed, float(torch.cat([best, later.score]).min()))
         if bool((shut := best > 0).any()):
             closed = min(closed, float(best[shut].min()))
         left = (~shut).nonzero()[:, 0]
@@ -298,7 +298,6 @@ def costliest(found: Found, hidden: Hidden) -> Tensor:
     """For each part the ReLU, among the undecided, whose relaxation costs the bounds most: (B,)."""
     cost = []
     for A, l, h, free in zip(found.layers, hidden.low, hidden.high, hidden.unstable(), strict=True):
-        shift = -h * l / (h - l).clamp_min(1e-300)
-        lost = A.clamp_max(0).abs().sum(1) * shift + A.clamp_min(0).sum(1) * torch.minimum(h, -l) / 2
+        lost = A.clamp_max(0).abs().sum(1) * (-h * l / (h - l)) + A.clamp_min(0).sum(1) * torch.minimum(h, -l) / 2
         cost.append(torch.where(free, lost + 1e-12 * (h - l), -1.0))
     return torch.cat(cost, 1).argmax(1)

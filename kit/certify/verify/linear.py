@@ -38,6 +38,10 @@ class Hidden(NamedTuple):
         return Hidden([torch.cat(t) for t in zip(self.low, *(o.low for o in others), strict=True)],
                       [torch.cat(t) for t in zip(self.high, *(o.high for o in others), strict=True)])
 
+    def alpha(self) -> list[Tensor]:
+        """CROWN's choice of the lines below: 1 where u > −l, else 0."""
+        return [(high > -low).to(low) for low, high in zip(self.low, self.high, strict=True)]
+
     def unstable(self) -> list[Tensor]:
         """Which ReLUs have l < 0 < u."""
         return [(low < 0) & (high > 0) for low, high in zip(self.low, self.high, strict=True)]
@@ -57,15 +61,15 @@ def below(
 ) -> Found:
     """A lower bound on A relu(z_i) + a over each box [low, high] (B, d), given bounds `hidden` of z_1 … z_i.
 
-    A (B, m, n_i), a (B, m); `alpha`, `beta` (B, m, n_j), `phase` (B, n_j). Without α, CROWN's choice: 1 where u > −l,
-    else 0.
+    A (B, m, n_i), a (B, m); `alpha`, `beta` (B, m, n_j), `phase` (B, n_j). Without α, CROWN's choice.
     """
     layers = []
+    alpha = [t[:, None] for t in hidden.alpha()] if alpha is None else alpha
     for j in reversed(range(len(hidden.low))):
         l, u = hidden.low[j][:, None], hidden.high[j][:, None]
         cross = (l < 0) & (u > 0)
-        above = torch.where(cross, u / (u - l).clamp_min(1e-300), (l >= 0).to(l))
-        under = torch.where(cross, (u > -l).to(l) if alpha is None else alpha[j], above)
+        above = torch.where(cross, u / (u - l), (l >= 0).to(l))
+        under = torch.where(cross, alpha[j], above)
         shift = torch.where(cross, -above * l, 0.0)
         layers.append(A)
         a = a + (A.clamp_max(0) @ shift.mT)[:, :, 0]

@@ -96,6 +96,20 @@ def test_relu_of_x_and_of_minus_x():
         assert float(-Relaxed(model, Box(-one, one), method).least(-one).detach()) == pytest.approx(most)
 
 
+def test_a_unit_that_is_zero_everywhere_costs_nothing():
+    """Its two bounds are both 0, and the line between them has no slope of its own."""
+    model, box = tiny()
+    wider = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2), *model[3:]).double()
+    with torch.no_grad():
+        for k, W, b in ((0, model[0].weight, model[0].bias), (2, model[2].weight, model[2].bias)):
+            wider[k].weight.zero_()[: len(W), : W.shape[1]] = W
+            wider[k].bias.zero_()[: len(b)] = b
+        wider[2].weight[:, 2] = 7.0
+        C = torch.tensor([[1.0], [-1.0]])
+        for method in ("crown", "fast_lin", "ibp"):
+            assert torch.equal(Relaxed(wider, box, method).least(C), Relaxed(model, box, method).least(C))
+
+
 def scaled(model: nn.Module, seed: int) -> nn.Module:
     source = generator(seed)
     with torch.no_grad():
