@@ -16,6 +16,7 @@ COMPARED = {ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.Gt, ast.GtE: ast.Lt, as
 REDUCED = {"mean": "sum", "sum": "mean", "amax": "amin", "amin": "amax", "argmax": "argmin", "max": "min", "min": "max",
            "maximum": "minimum", "minimum": "maximum"}  # fmt: skip
 CLAMPS = ("clamp", "clamp_", "clamp_min", "clamp_max", "clip", "relu")
+DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 LEFT_OUT = ("kit/run/", "kit/__init__.py")  # the runner is tested in processes of its own
 
 
@@ -67,17 +68,51 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 
 def _code(tree: ast.AST) -> Iterator[ast.AST]:
-    """The nodes whose change a test can see: not messages, annotations, the arguments of what raises, or the wrong
-    answers of an exercise, which are other wrong answers once they are changed."""
+    """The nodes whose change a test can see: not messages, annotations, the arguments of what raises, or an exercise's
+    cases and wrong answers, which are other cases and other wrong answers once they are changed."""
     for name, value in ast.iter_fields(tree):
         if name in ("annotation", "returns", "decorator_list"):
             continue
         if name == "args" and isinstance(tree, ast.Call) and ast.unparse(tree.func) == "exercise":
-            value = value[:4]
+            value = value[:3]
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST) and not isinstance(child, ast.Raise | ast.JoinedStr | ast.ImportFrom):
                 yield child
                 yield from _code(child)
+
+
+@lru_cache(maxsize=8)
+def beside_the_answers(folder: Path) -> set[tuple[str, str]]:
+    """(file, name) of the functions and classes in a folder of exercises that make cases or wrong answers and nothing
+    else: no right answer and no reading of one comes to them, in whatever file it is."""
+    calls: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    answers: set[tuple[str, str]] = set()
+    beside: set[tuple[str, str]] = set()
+    for path in folder.glob("*.py"):
+        tree = ast.parse(path.read_bytes())
+        known = {alias.asname or alias.name: ((node.module or "").rpartition(".")[2], alias.name)
+                 for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+        known |= {node.name: (path.stem, node.name) for node in tree.body if isinstance(node, DEFINITIONS)}
+        for node in tree.body:
+            call = node.value if isinstance(node, ast.Expr) else None
+            if isinstance(node, DEFINITIONS):
+                calls[path.stem, node.name] = _used(known, node)
+            elif isinstance(call, ast.Call) and ast.unparse(call.func) == "exercise":
+                answers |= _used(known, *call.args[:3], *call.keywords)
+                beside |= _used(known, *call.args[3:])
+            else:
+                answers |= _used(known, node)
+
+    def reached(names: set[tuple[str, str]]) -> set[tuple[str, str]]:
+        while more := set().union(*(calls.get(name, set()) for name in names)) - names:
+            names = names | more
+        return names
+
+    return (reached(beside) - reached(answers)) & set(calls)
+
+
+def _used(known: dict[str, tuple[str, str]], *trees: ast.AST) -> set[tuple[str, str]]:
+    return {known[n.id] for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id in known}
 
 
 def mutants(root: Path, path: Path) -> list[Mutant]:
@@ -86,8 +121,10 @@ def mutants(root: Path, path: Path) -> list[Mutant]:
     starts = [0]
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
-    found = []
-    for node in _code(ast.parse(source)):
+    found, tree = [], ast.parse(source)
+    beside = beside_the_answers(path.parent) if b"exercise(" in source else set()
+    tree.body = [n for n in tree.body if not (isinstance(n, DEFINITIONS) and (path.stem, n.name) in beside)]
+    for node in _code(tree):
         if not isinstance(node, ast.expr):
             continue
         for kind, other in _changes(node):

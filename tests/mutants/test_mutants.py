@@ -22,6 +22,28 @@ def f(x: "ε 2", *, generator=None):
     return -(x + noise).clamp(0, 1).mean(1)
 '''
 
+EXERCISE = """def cases(g):
+    yield offset(1)
+def offset(x):
+    return x + 1
+def right(x):
+    return inner(x + 1)  # seen
+def inner(x):
+    return x + 2  # seen
+def lent(x):
+    return x + 3  # seen
+def read(answer):
+    return answer + 4  # seen
+def nobody(x):
+    return x + 5  # seen
+class Wrong:
+    a = 1 + 1
+def half(x):
+    return right(x) / 2 + offset(x)
+exercise("f", "", lambda x: 2 * right(x), cases, [("a", half, ["b"]), ("c", Wrong(1), ["d"])], rtol=1 / 9)  # seen
+exercise("h", "", right, lambda g: [half(g), 1 + lent(2)], [("a", lambda x: lent(x) + 1, ["b"])], reads=read)
+"""
+
 
 def test_every_kind_of_fault_is_made_once_and_nothing_else_changes(tmp_path):
     path = tmp_path / "kit" / "f.py"
@@ -46,11 +68,29 @@ def test_every_kind_of_fault_is_made_once_and_nothing_else_changes(tmp_path):
     assert len(set(found.values())) == len(found)
 
 
-def test_the_wrong_answers_of_an_exercise_are_left_alone(tmp_path):
-    path = tmp_path / "kit" / "lab" / "f.py"
-    path.parent.mkdir(parents=True)
-    path.write_text('exercise("f", "f(x)", lambda x: 2 * x, cases, [("half", lambda x: x / 2, ["a"])], rtol=1 / 9)\n')
-    assert {m.new for m in mutants(tmp_path, path)} == {"3", "(2 / x)", "2", "10", "(1 * 9)"}
+def test_an_exercise_s_cases_and_wrong_answers_are_left_alone(tmp_path):
+    folder = tmp_path / "kit" / "lab"
+    folder.mkdir(parents=True)
+    (folder / "f.py").write_text(EXERCISE)
+    (folder / "g.py").write_text("""from kit.lab.f import lent
+exercise("g", "g(x)", lambda x: lent(x), lambda g: [4], [])
+""")
+    lines = EXERCISE.splitlines()
+    changed = [lines[m.line - 1].strip() for m in mutants(tmp_path, folder / "f.py")]
+    assert set(changed) == {line.strip() for line in lines if "# seen" in line}
+    found = {m.new for m in mutants(tmp_path, folder / "f.py") if "exercise(" in lines[m.line - 1]}
+    assert found == {"3", "(2 / right(x))", "2", "10", "(1 * 9)"}
+
+
+def test_what_a_right_answer_or_its_reading_uses_stays_in():
+    for name, kept, left_out in (("lrp", "shared", "layer_cases"), ("universal", "where_dots", "dot_cases"),
+                                 ("gradient", "own", "waves"), ("mask", "one_ahead", "Answers")):
+        path = ROOT / "kit" / "lab" / "exercises" / f"{name}.py"
+        lines = {n.name: set(range(n.lineno, n.end_lineno + 1)) for n in ast.parse(path.read_bytes()).body
+                 if hasattr(n, "name")}
+        changed = {m.line for m in mutants(ROOT, path)}
+        assert changed & lines[kept]
+        assert not changed & lines[left_out]
 
 
 def test_a_sample_has_every_kind_and_depends_on_its_seed():
