@@ -18,7 +18,7 @@ def conjugate_gradients(
     """
     h, r, p = torch.zeros_like(v), v, v
     rr = r.square().sum(1)
-    size, tiny = rr, torch.finfo(v.dtype).tiny
+    size = rr
     curvature = torch.full_like(rr, torch.inf)
     for _ in range(steps):
         todo = rr > tol**2 * size
@@ -26,13 +26,13 @@ def conjugate_gradients(
             break
         Hp = product(p)
         pHp = (p * Hp).sum(1)
-        curvature = torch.where(todo, pHp / p.square().sum(1).clamp_min(tiny), torch.inf)
+        curvature = torch.where(todo, pHp / p.square().sum(1), torch.inf)
         if bool((curvature <= flat).any()):
             break
-        alpha = torch.where(todo, rr / pHp.clamp_min(tiny), 0)[:, None]
+        alpha = torch.where(todo, rr / pHp, 0)[:, None]
         h, r = h + alpha * p, r - alpha * Hp
         before, rr = rr, r.square().sum(1)
-        p = r + torch.where(todo, rr / before.clamp_min(tiny), 0)[:, None] * p
+        p = r + torch.where(todo, rr / before, 0)[:, None] * p
         if watch is not None:
             watch(h)
-    return h, (rr / size.clamp_min(tiny)).sqrt(), curvature
+    return h, (rr / size.clamp_min(torch.finfo(v.dtype).tiny)).sqrt(), curvature

@@ -132,6 +132,22 @@ def test_a_walk_crosses_the_boundary_with_what_the_model_is_shown(case, edge):
     assert rate(model, x, delta) == 1
 
 
+def test_the_first_algorithm_shows_the_model_images_alone(case):
+    """At the edges of the box too, where x + δ lies outside, in the middle of a walk as at its ends."""
+    _, x, w = case
+    model, x, shown = pair(w), x.round(), []
+
+    class Watched(nn.Module):
+        def forward(self, v):
+            shown.append(v.detach())
+            return model(v)
+
+    uap(Watched(), x[:8], eps=3.0, norm="l2", rounds=1, enough=1.0)
+    seen = torch.cat(shown)
+    assert seen.min() >= 0
+    assert seen.max() <= 1
+
+
 @pytest.mark.parametrize(("free", "crosses"), [(0, False), (1, False), (10, True)])
 def test_an_image_is_left_out_where_the_box_leaves_less_than_a_tenth_of_a_step(case, free, crosses):
     """One step would have to be so long that δ would be made for this image's few free pixels alone."""

@@ -147,6 +147,40 @@ def test_what_a_pixel_cannot_hold_goes_back():
     assert torch.allclose(within(moves, fits, budget), fits)
 
 
+def test_an_image_for_which_no_room_is_found_stays_and_no_other(monkeypatch):
+    """Nothing may be sent back: the first image gets overfull, the second keeps its full pixel and moves another."""
+    monkeypatch.setitem(within.__globals__, "RETURNS", 0)
+    x = torch.zeros(2, 1, 1, 5, dtype=torch.float64)
+    x[0, 0, 0], x[1, 0, 0] = torch.tensor([1, 0, 0.5, 0.6, 0]).double(), torch.tensor([1, 0, 0, 0, 0.6]).double()
+    g = torch.zeros_like(x)
+    g[0, 0, 0, 1], g[1, 0, 0, 3], g[1, 0, 0, 0] = 9, 5, 3  # 1 + 0.5 go to the pixel between them; 0.6 go next door
+    moves = Moves(x, 3, "squared")
+    plan = best_plan(moves, g, torch.tensor([9.0, 9.0], dtype=torch.float64))
+    assert moves.image(plan)[:, 0, 0].amax(1).tolist() == pytest.approx([1.5, 1.0])
+    end = moves.image(within(moves, plan, torch.tensor([9.0, 9.0], dtype=torch.float64)))
+    assert torch.equal(end[0], x[0])
+    assert end[1, 0, 0].tolist() == pytest.approx([1, 0, 0, 0.6, 0])
+
+
+def test_what_moves_nothing_pays_nothing():
+    x = rand(2, 1, 3, 3)
+    moves, none = Moves(x, 3, "squared"), torch.zeros(2, dtype=torch.float64)
+    assert torch.equal(within(moves, moves.stay, none), moves.stay)
+    plan = best_plan(moves, rand(2, 1, 3, 3, seed=1), 0.5 * moves.total(moves.mass))
+    assert torch.allclose(within(moves, plan, none), moves.stay)
+    assert torch.allclose(project_plan(moves, plan, none), moves.stay)
+
+
+def test_a_pixel_of_hardly_any_mass_can_be_projected():
+    """So little that, beside the plan's entries, it is lost in rounding."""
+    x = torch.tensor([0.7, 1e-20, 0.2, 1e-30]).view(1, 1, 2, 2)
+    moves = Moves(x, 3, "euclidean")
+    plan = moves.stay + 0.3 * rand(*moves.stay.shape).float()
+    found = project_plan(moves, plan, torch.tensor([0.1]))
+    assert torch.allclose(found.sum(1), moves.mass, atol=1e-6)
+    assert found.min() >= 0
+
+
 @pytest.fixture(scope="module")
 def linear():
     """Two classes, so that the gain is linear in x'; y is the class of x."""

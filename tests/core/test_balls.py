@@ -50,6 +50,15 @@ def test_projection_leaves_points_inside_alone(norm):
     assert torch.allclose(ball(norm, NORMS[norm][1]).project(z, x), z, atol=1e-12)
 
 
+def test_projection_where_rounding_fills_the_ball_by_the_box():
+    """One pixel, its room in the box a rounding more than eps: all that the ball allows is in the box, or not quite."""
+    x = 0.1 + 0.8 * torch.rand(5000, 1, 1, 1, generator=generator(2))
+    room = (1 - x).flatten()
+    eps = room.nextafter(torch.zeros_like(room))
+    found = L2(eps).project(x + 3, x)
+    assert torch.allclose((found - x).flatten(), eps, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_step_climbs_most_within_its_length(norm):
     kind, _ = NORMS[norm]

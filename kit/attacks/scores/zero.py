@@ -42,7 +42,7 @@ def difference_of_means(
     check_labels(labels, images, classes, "labels")
     counts = labels.bincount(minlength=classes)
     sums = x.new_zeros(classes, x[0].numel()).index_add_(0, labels, images.flatten(1).to(x))
-    means = sums / counts.clamp_min(1)[:, None]
+    means = sums / counts[:, None]  # NaN for a class without images, which no image comes from or goes to
     if target is None:
         apart = torch.cdist(means, means).fill_diagonal_(torch.inf).masked_fill(counts == 0, torch.inf)
         target = apart.argmin(1)[y]

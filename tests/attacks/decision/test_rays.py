@@ -39,6 +39,28 @@ def test_the_distance_along_a_ray_is_found_from_any_guess(plane, guess):
     assert torch.allclose((live.found.x_adv - live.x).flatten(1).norm(dim=1), found)
 
 
+def test_each_distance_is_found_as_finely_as_its_image_asks_for(plane):
+    live, theta, right, _ = some_rays(plane)
+    precision = torch.tensor([0.1, 1e-3, 1e-5]).double().repeat(2)
+    found = rays.distances(live, theta, torch.arange(6), 0.5 * right, precision)
+    assert (found >= right).all()
+    assert (found <= right * (1 + precision)).all()
+
+
+def test_it_begins_in_the_direction_that_the_boundary_is_nearest_in(plane):
+    """Of two starts the nearer one lies aside, and the boundary is farther on the way to it."""
+    live, theta, right, normal = some_rays(plane)
+    aside = live.x + 1.1 * right[:, None, None, None] * theta
+    ahead = live.x + 2.5 * live.size[:, None, None, None] * normal.view_as(theta)
+    least, live.v = live.size, aside
+    rays.aim(live, aside[:, None], 1)
+    assert torch.allclose(live.size, right, rtol=2e-3)
+    live.v = aside
+    rays.aim(live, torch.stack([ahead, aside], 1), 1)
+    assert torch.allclose(live.size, least, rtol=2e-3)
+    assert torch.allclose(live.v.flatten(1), normal, atol=1e-6)
+
+
 def test_a_ray_ends_at_the_box(plane):
     live, theta, right, _ = some_rays(plane)
     far = rays.ray(live, theta, 100 * right, torch.arange(6))

@@ -1,5 +1,6 @@
 """HopSkipJump and Boundary: the distance to a plane, which is known, and the steps that lead there."""
 import pytest
+import torch
 
 from kit.attacks import boundary, hopskipjump
 from kit.core import Progress, QueryCounter, ball, fooled
@@ -64,3 +65,21 @@ def test_boundary_steps_shrink_where_they_fail_and_grow_where_they_do_not(plane)
     for settings in ({"around": 0.9, "towards": 0.5}, {"around": 0.003, "towards": 0.001}):
         found = boundary(model, x[:6], y[:6], max_queries=2000, **settings)
         assert ((found - x[:6]).flatten(1).norm(dim=1) / exact(plane)[:6]).median() < 1.3
+
+
+def test_boundary_asks_about_the_sphere_at_one_step_in_five(plane):
+    """What lies as far from x as the nearest wrong image so far does not come nearer: it measures how flat it is."""
+    model, x, y, _ = plane
+    asked = []
+
+    def record(v):
+        z = model(v)
+        asked.append((float((v - x[:1]).norm()), int(z.argmax(1)) != int(y[0])))
+        return z
+
+    boundary(record, x[:1], y[:1], max_queries=600)
+    best, there = torch.inf, 0
+    for far, wrong in asked:
+        there += abs(far / best - 1) < 1e-9
+        best = min(best, far) if wrong else best
+    assert there == pytest.approx(len(asked) / 6, rel=0.1)  # one of six questions

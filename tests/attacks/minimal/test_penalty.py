@@ -3,9 +3,19 @@ import torch
 from torch import nn
 
 from kit.attacks import cw, distance, ead
+from kit.attacks.minimal.penalty import to_w, to_x
 from kit.core import fooled, logits, margin
 
 QUICK = {"steps": 100, "rounds": 5, "c": 0.1}
+
+
+def test_the_change_of_variables_ends_in_the_box():
+    x = torch.linspace(0, 1, 21)
+    assert torch.allclose(to_x(to_w(x)), x, atol=1e-6)
+    w = torch.linspace(-9, 9, 50)
+    assert to_x(w).min() == 0
+    assert to_x(w).max() == 1
+    assert (to_x(w).diff() >= 0).all()
 
 
 def exact_elastic(model, x, y, beta):

@@ -310,6 +310,23 @@ def test_from_an_image_of_the_target_class_the_ball_shrinks_to_eps(case, top):
         assert (counter.counts <= budget).all()
 
 
+@pytest.mark.parametrize(("sure", "end"), [(0.15, 0.7), (0.25, 0.1)])
+def test_the_ball_shrinks_where_the_target_has_a_fifth_of_the_probability(sure, end):
+    """Whatever the model is shown, it says this of the target: with a fifth or more v is drawn from 0.7 to eps."""
+    asked, p = [], torch.tensor([0.35, sure, 0.65 - sure])
+
+    def model(v):
+        if len(v) == 1:
+            asked.append(float(v.mean()) - 0.2)
+        return p.log().expand(len(v), 3)
+
+    x, of = torch.full((1, 1, 4, 4), 0.2), torch.tensor([0])
+    x_adv = nes(model, x, of, eps=0.1, target=of + 1, start=x + 0.7, top=3, q=2, step=1e-3, max_queries=100)
+    assert torch.equal(x_adv, x)
+    assert max(asked) == pytest.approx(0.7)  # where it begins
+    assert asked[-1] == pytest.approx(end, abs=0.02)
+
+
 def test_partial_information_is_counted_image_by_image_when_some_are_done(case):
     model, x, y, _ = case
     target = (y + 1) % 5

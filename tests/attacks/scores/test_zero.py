@@ -56,6 +56,15 @@ def test_it_crosses_between_nearest_means_at_the_exact_distance(classes):
     assert torch.allclose(corner - x, 0.05 * (of[target] - of[y]).sign().view_as(x), atol=1e-6)
 
 
+def test_a_class_without_images_is_not_in_the_way(classes):
+    """The class 1 has none: from 0 the nearest of the others is 2."""
+    _, of, images, labels = classes
+    x, y, shown = of.view(3, 1, 4, 4)[[0, 2]], torch.tensor([0, 2]), labels != 1
+    x_adv = difference_of_means(x, y, images[shown], labels[shown], eps=0.05)
+    aside = (of[2] - of[0]).sign().view(1, 4, 4)
+    assert torch.allclose(x_adv - x, 0.05 * torch.stack([aside, -aside]), atol=1e-6)
+
+
 def test_mistakes_are_said(classes):
     _, of, images, labels = classes
     x, y = of.view(3, 1, 4, 4), torch.arange(3)
