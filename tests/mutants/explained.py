@@ -24,5 +24,8 @@ EXPLAINED: list[tuple[str, str, str]] = [
      "a default: maps of scenes/resnet come as near with any τ from 5e-5 to 1e-3"),
     ("kit/explain/tcav.py", "/ (total), 0.5", "a total of zero is in the branch not taken"),
     ("kit/fire/adv2/descent.py", "reach = (size * 2 ** 0.5)", "it matters in images of fewer than 5 pixels only"),
+    ("kit/diverse/diverse_inputs.py", "(g[:, None] * inside[:, :, None]).sum(", "of it the sign alone is asked for"),
+    ("kit/models/decoders.py", "size: int = 28, width: int = 17", "an untuned default: a critic is not kept"),
+    ("kit/poison/leakage/shared.py", "steps: int = 601", "an untuned default: how long to train is up to the caller"),
     ("kit/report/figures.py", "figsize", "the size of a figure is a matter of taste"),
 ]
