@@ -253,9 +253,11 @@ def test_a_rest_that_reads_nothing_is_never_flipped():
     model = nn.Sequential()
     model.add_module("flat", nn.Sequential(nn.Flatten(), Shifted()))
     model.add_module("rest", nn.Sequential(nn.ReLU(), linear(6)))
+    model.rest[1].bias.data = torch.tensor([-0.1, 0.0, 0.1])
     x = torch.rand(6, 1, 4, 4, generator=generator(9))
     x[::2] = 0.0
     y = logits(model, x).argmax(1)
+    assert (y[::2] == 2).all()
     found = nearest_flip(model, x, y, layer="flat")
     assert found[::2].isinf().all()
     assert found[1::2].isfinite().all()
