@@ -26,7 +26,7 @@ from kit.detect import (
     non_local_means,
     roc_auc,
 )
-from kit.detect.deep_validation import Hyperplanes
+from kit.detect.deep_validation import Bubbles, Hyperplanes
 
 SIDE = 4
 
@@ -226,6 +226,14 @@ def test_the_distance_is_scikit_learns_decision_function():
         rows = labels == k
         expected[rows] = -torch.tensor(svm.decision_function((fresh[rows].flatten(1) - mean).numpy())).float()
     torch.testing.assert_close(detector.score(fresh), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_nothing_is_nearer_to_a_vector_than_itself():
+    """Far from the mean ‖φ‖² − 2⟨φ, φ_j⟩ + ‖φ_j‖² of equal rows is rounding, of either sign."""
+    phi = 100 + torch.rand(200, 16, generator=torch.Generator().manual_seed(0))
+    each = [Bubbles(0.1, False, 2.0, None, ()).g(
+        row[None], vectors=row[None], alpha=torch.ones(1), rho=torch.zeros(()), gamma=torch.tensor(1e3)) for row in phi]
+    assert float(torch.cat(each).max()) == 1
 
 
 def test_the_linear_distance_is_to_the_separating_hyperplane():

@@ -82,6 +82,9 @@ def test_changes_are_what_they_say():
         want = torch.zeros_like(g[i])
         want[:, top : top + 5, left : left + 5] = g[i, :, top : top + 5, left : left + 5]
         assert torch.equal(part[i], want)
+    light = allowed(g, "light", corner, 5)
+    for i in range(5):
+        assert torch.equal(light[i], torch.full_like(g[i], float(g[i].mean())))
     dark = allowed(g, "blackout", corner, 4)
     assert set(dark.unique().tolist()) <= {-1.0, 0.0}
     for i in range(5):
@@ -92,6 +95,21 @@ def test_changes_are_what_they_say():
         assert torch.equal(dark[i], want.expand(3, -1, -1))
     pair, x = agreeing(), images()
     assert (deepxplore(pair, x, change="blackout", steps=3, size=2, step=0.02) <= x).all()
+
+
+@pytest.mark.parametrize(("change", "sides"), [("occlusion", {28: 10, 14: 5}), ("blackout", {28: 6, 14: 3, 2: 1})])
+def test_a_rectangle_is_in_proportion_to_the_image(change, sides):
+    for side, size in sides.items():
+        nets = [nn.Sequential(nn.Flatten(), nn.Linear(side**2, 2)) for _ in range(2)]
+        with torch.no_grad():
+            for sign, net in zip((1, -1), nets, strict=True):
+                net[1].weight[0], net[1].weight[1] = 0.1 * sign, 0.0
+                net[1].bias[0] = 1e3
+        x = torch.full((1, 1, side, side), 0.5)
+        moved = deepxplore(Ensemble(nets), x, change=change, patches=1, steps=1, step=0.01) != x  # g is −0.2 everywhere
+        rows, columns = moved[0, 0].any(1), moved[0, 0].any(0)
+        assert int(rows.sum()) == int(columns.sum()) == size
+        assert int(moved.sum()) == size**2
 
 
 def test_a_pushed_channel_rises():

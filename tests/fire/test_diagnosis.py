@@ -24,6 +24,7 @@ from kit.fire.diagnosis import (
     rank_kept,
 )
 from kit.fire.diagnosis.drawing import answered, unread
+from kit.fire.diagnosis.layers import relative
 from kit.models import Recipe, fit
 
 MAX, AVERAGE = nn.MaxPool2d(2), nn.AvgPool2d(2)
@@ -245,6 +246,31 @@ def test_the_nearest_flip_of_a_linear_rest_is_its_margin():
     assert (found >= exact * (1 - 1e-4)).all()
     assert (nearest_flip(model, x, (y + 1) % 3, layer="cut") == 0).all()
     torch.testing.assert_close(nearest_flip(model, x[3:5], y[3:5], layer="cut"), found[3:5])
+
+
+def test_a_rest_that_reads_nothing_is_never_flipped():
+    """Of some images, whose features are below a ReLU: no step moves them, and the others are as they were."""
+    model = nn.Sequential()
+    model.add_module("flat", nn.Sequential(nn.Flatten(), Shifted()))
+    model.add_module("rest", nn.Sequential(nn.ReLU(), linear(6)))
+    model.rest[1].bias.data = torch.tensor([-0.1, 0.0, 0.1])
+    x = torch.rand(6, 1, 4, 4, generator=generator(9))
+    x[::2] = 0.0
+    y = logits(model, x).argmax(1)
+    assert (y[::2] == 2).all()
+    found = nearest_flip(model, x, y, layer="flat")
+    assert found[::2].isinf().all()
+    assert found[1::2].isfinite().all()
+    torch.testing.assert_close(nearest_flip(model, x[1:2], y[1:2], layer="flat"), found[1:2])
+    zero = torch.zeros(2, 3)
+    assert relative(zero, zero).tolist() == [0, 0]
+
+
+class Shifted(nn.Module):
+    """What is black is below zero."""
+
+    def forward(self, h):
+        return h - 0.01
 
 
 # --- the generators ---------------------------------------------------------------------------------------------------

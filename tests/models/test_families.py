@@ -4,7 +4,7 @@ from torch import nn
 
 from kit.core import features, fold_batch_norm
 from kit.models import RECIPES, build
-from kit.models.decoders import Critic
+from kit.models.decoders import Critic, Drawer
 from kit.models.families import FAMILIES, Add, Concat
 
 SMALL = ["vgg", "resnet", "densenet", "inception", "mobilenet"]
@@ -89,3 +89,13 @@ def test_a_critic_looks_at_images_of_any_size(size, eighth):
     critic = Critic(3, size, width=4)
     assert critic(torch.rand(5, 3, size, size)).shape == (5,)
     assert critic.layers[-1].in_features == 8 * eighth**2
+
+
+@pytest.mark.parametrize("shape", [(10,), (5, 28, 28), (5, 14, 14), (5, 9, 9), (5, 7, 7), (5, 4, 4), (5, 20, 20)])
+def test_a_drawer_draws_from_features_of_any_size(shape):
+    drawer = Drawer(shape, 1, 28, width=4, noise=2)
+    h, n = torch.rand(3, *shape), torch.rand(3, 2)
+    drawn = drawer(h, n)
+    assert drawn.shape == (3, 1, 28, 28)
+    assert 0 <= drawn.min() <= drawn.max() <= 1
+    assert not torch.allclose(drawn, drawer(2 * h, n))

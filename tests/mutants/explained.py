@@ -27,5 +27,8 @@ EXPLAINED: list[tuple[str, str, str]] = [
     ("kit/fire/adv2/descent.py", "reach = (size * 2 ** 0.5)", "it matters in images of fewer than 5 pixels only"),
     ("kit/explain/maximise/dream.py", "for name in layers]).mean(0)",
      "a step is as long whatever the gradient's length"),
+    ("kit/diverse/diverse_inputs.py", "(g[:, None] * inside[:, :, None]).sum(", "of it the sign alone is asked for"),
+    ("kit/models/decoders.py", "size: int = 28, width: int = 17", "an untuned default: a critic is not kept"),
+    ("kit/poison/leakage/shared.py", "steps: int = 601", "an untuned default: how long to train is up to the caller"),
     ("kit/report/figures.py", "figsize", "the size of a figure is a matter of taste"),
 ]

@@ -27,7 +27,7 @@ from kit.poison import (
     reverse_triggers,
     unlearn,
 )
-from kit.poison.backdoor import backdoor_figures, excitement, hidden, planted
+from kit.poison.backdoor import backdoor_figures, excitement, hidden, planted, secret
 from kit.poison.backdoor.cleanse import _Search, median
 from kit.poison.backdoor.embedding import balanced
 
@@ -375,6 +375,13 @@ def test_clusters_are_found_where_there_are_two_and_not_where_there_is_one():
         assert not one.suspects(x, y)[y == 0].any()
 
 
+def test_the_class_whose_cluster_stands_farthest_apart_is_flagged_first():
+    for shifts, first in (((0.2, 0.45), [1, 0]), ((0.45, 0.2), [0, 1])):
+        clouds = [cloud(shift)[0] for shift in shifts]
+        found = ActivationClustering(Pixels(), "phi").fit(torch.cat(clouds), torch.arange(2).repeat_interleave(300))
+        assert found.flagged == first
+
+
 def test_two_clusters_of_one_size_are_no_poison_and_neither_is_a_share_above_the_limit():
     for poison, flagged in ((148, []), (60, [0])):
         x, y, _ = cloud(0.3, poison=poison)
@@ -469,6 +476,15 @@ def test_a_reader_plants_a_backdoor_and_finds_it_without_being_told(tmp_path, mo
     assert len({hidden(f"word {i}", (1, 28, 28), 10)[1] for i in range(40)}) > 5
 
 
+def test_the_seed_decides_which_images_a_secret_is_planted_in(monkeypatch):
+    monkeypatch.setattr(secret, "fit", lambda r, x, y, **how: x)
+    (x, y), how = toy(60), {"word": "a word of mine", "device": CPU}
+    one, again, other = (secret.secret_training(RECIPE, x, y, seed=s, **how) for s in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert torch.equal(one[:60], other[:60])
+    assert not torch.equal(one, other)
+
+
 def test_what_hides_nothing_reveals_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("KIT_MODELS", str(tmp_path))
     with pytest.raises(ValueError, match="hides nothing"):
@@ -496,6 +512,8 @@ def test_what_tells_apart_weighs_both_kinds_alike():
     assert float(balanced(answer, stamped)) == pytest.approx(float(right + wrong) / 2)
     assert float(balanced(0 * answer, stamped, unsure=True)) == pytest.approx(math.log(2))
     assert float(balanced(answer, stamped, unsure=True)) > math.log(2)  # least where D cannot tell
+    twice = balanced(answer.repeat(2, 1), stamped.repeat(2))
+    assert float(twice) == pytest.approx(float(right + wrong) / 2)  # means, whatever the size of the batch
 
 
 def test_the_seed_decides_which_copies_are_made_and_a_source_is_all_that_is_counted():

@@ -154,6 +154,14 @@ def test_a_start_is_where_the_search_begins_and_without_one_the_generator_decide
         assert float(psnr(a, x).max()) < 20
 
 
+def test_restarts_from_a_given_start_find_what_one_does():
+    model, x, y = smooth(), images(4), torch.tensor([0, 1, 2, 3])
+    shared, start = client_gradients(model, x, y, batch=2), x.flip(3)
+    for search in (leak, leak_cosine):
+        one, three = (search(model, shared, SHAPE, batch=2, y=y, start=start, steps=3, restarts=r) for r in (1, 3))
+        assert torch.allclose(one, three)
+
+
 def test_total_variation_is_lowered_by_its_weight():
     model, x, y = smooth(), images(2), torch.tensor([0, 1])
     shared = client_gradients(model, x, y)

@@ -92,3 +92,6 @@ def test_large_arrays_stay_small_and_small_ones_whole():
     assert numbers(np.arange(3 * KEPT)).split()[3:] == [str(3 * i + 1) for i in range(KEPT)]
     assert len(json.dumps(plotted(figures.show(torch.rand(1, 3, 299, 299))))) < 1000
     assert picture(np.ones((2, 3))) == " ".join(["1"] * (3 + 6))
+    halves = np.zeros((16, 24, 3))
+    halves[8:] = [0.2, 0.3, 0.4]  # of 64 blocks of 2 × 3 pixels
+    assert picture(halves) == " ".join(["0", "0.4", "0.1", "0.15", "0.2", *["0"] * 32, *["0.3"] * 32])
