@@ -149,6 +149,9 @@ def test_channels_are_weighed_by_what_they_lose():
     assert float(made[:, :2].mean()) > 0.9  # what excites f' is red and green
     assert float(made[:, 2].mean()) == pytest.approx(0.5, abs=0.05)  # and blue does not matter
     assert torch.equal(made, afi.generate(2, steps=60, lr=0.2, lam=0.0))
+    conv.bias = nn.Parameter(torch.full((3,), -1.0))  # to grey f' answers below zero, and what excites it is the same
+    made = Afi(model, "maps", noise=0, degrees=0).fit(x, y, delta=delta).generate(2, steps=60, lr=0.2, lam=0.0)
+    assert float(made[:, :2].mean()) > 0.9
 
 
 def test_controls_take_off_what_any_disturbance_takes(linear):

@@ -9,7 +9,7 @@ from sklearn.neural_network import MLPClassifier
 from torch import nn
 
 from kit.core import generator
-from kit.explain.counterfactual import counterfactual, mad
+from kit.explain.counterfactual import _ista, counterfactual, mad
 
 
 class Standardised(nn.Module):
@@ -75,6 +75,19 @@ def test_for_a_linear_model_the_cheapest_feature_alone_changes():
     surer = counterfactual(model, x, torch.tensor([1, 1]), scale=scale, confidence=0.9)
     assert bool((model(surer).softmax(1)[:, 1] > 0.9).all())
     assert torch.allclose((surer - x)[:, 2], exact + math.log(9) / 2, atol=0.06)
+
+
+def test_a_step_of_ista_solves_a_quadratic_of_its_own_curvature():
+    """½‖u − a‖² + ‖u‖₁ is least at a, nearer to 0 by 1; from curvature 1 that is one step, from less as many more."""
+    a = torch.linspace(-3, 3, 8, dtype=torch.float64).expand(2, 1, 8)
+    wanted, box = a.sign() * (a.abs() - 1).clamp_min(0), [torch.full((), v, dtype=torch.float64) for v in (-9, 9)]
+
+    def solved(factor, steps):
+        return _ista(lambda u, live: factor / 2 * (u - a[live]).square().sum((1, 2)), torch.zeros_like(a),
+                     torch.zeros_like(a), torch.ones_like(a[:1]), box, steps)
+
+    assert torch.allclose(solved(1, 1), wanted)
+    assert torch.allclose(solved(4, 1), a.sign() * (a.abs() - 0.25).clamp_min(0))  # two doublings, no more
 
 
 def test_bounds_and_fixed_features_are_kept_exactly():

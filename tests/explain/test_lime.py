@@ -273,6 +273,9 @@ def test_samples_are_asked_for_in_chunks_and_counted(network, images):
     lime(counter, images[:2], segments=superpixels(images[:2], "grid"), samples=1500)
     assert counter.counts.tolist() == [1501, 1501]
     assert max(largest) <= 256
+    counter = QueryCounter(Watched(), 2)
+    kernel_shap(counter, images[:2], segments=superpixels(images[:2], "grid", side=2), samples=1500)
+    assert counter.counts.tolist() == [1501, 1501]
 
 
 def test_stability_rises_with_the_number_of_samples(network, images):

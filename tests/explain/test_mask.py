@@ -194,6 +194,7 @@ def test_a_call_goes_on_where_another_stood(bright):
     assert torch.allclose(whole.m, parts.m, atol=1e-5)
     assert parts.t.tolist() == [12, 12]
     assert not torch.allclose(R, mask(model, x, target, steps=5, **options), atol=1e-3)
+    assert 0 <= float(whole.m.min()) < float(whole.m.max()) <= 1
     whole_kept = mask(model, x, target, steps=1, lr=1e-9, jitter=0, cell=3, state=Descent(x, torch.ones(1, 8, 8)))
     assert float(whole_kept.max()) < 1e-6  # a start of one's own: nothing is deleted yet
     with pytest.raises(ValueError, match="cells"):

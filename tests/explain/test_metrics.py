@@ -90,6 +90,10 @@ def test_pointing_energy_and_iou():
     assert iou(inside, mask).tolist() == [1, 1, 1]
     assert iou(mask, -inside).tolist() == [0, 0, 0]
     assert iou(inside, inside * 2 + 1).tolist() == [1, 1, 1]
+    pixel = torch.zeros_like(mask)
+    pixel[:, 2, 2] = True
+    assert iou(pixel, pixel).tolist() == [1, 1, 1]
+    assert iou(pixel, mask).tolist() == [0.25] * 3
     shifted = inside.roll(1, 2)
     assert torch.allclose(iou(shifted, mask), torch.full((3,), 2 / 6))
 
