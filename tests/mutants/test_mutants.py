@@ -106,6 +106,8 @@ def test_the_tests_of_a_module_are_found():
     assert seen_by(ROOT, "kit/core/balls.py") == ["tests/core/test_balls.py"]
     assert seen_by(ROOT, "kit/core/passes.py") == ["tests/core/test_passes.py", "tests/core/test_passes_graph.py"]
     assert "tests/core/test_balls.py" in seen_by(ROOT, "kit/core/nowhere.py")
+    assert seen_by(ROOT, "kit/lab/exercises/bias.py") == [
+        "tests/lab/test_exercises.py", "tests/lab/test_exercises_solved.py"]
     assert all(seen_by(ROOT, path.relative_to(ROOT).as_posix()) for path in files(ROOT))
 
 

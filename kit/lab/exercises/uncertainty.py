@@ -125,7 +125,7 @@ def answer_cases(g: torch.Generator) -> Iterator[Case]:
     yield sure, torch.rand(200, generator=g) < 0.9, 10
     sure = 0.76 + 0.2 * torch.rand(80, generator=g) ** 3  # far from the middle of the bin
     right = torch.rand(80, generator=g) < 0.5
-    sure[:2], right[:2] = torch.tensor([0.0, 0.2]), torch.tensor([True, False])  # 0 is in the first bin
+    sure[:3], right[:3] = torch.tensor([0.0, 0.2, 0.4]), torch.tensor([True, False, False])  # 0 is in the first bin
     yield sure, right, 4
 
 
