@@ -38,6 +38,85 @@ def test_a_named_wrong_answer_gets_its_own_hint(name, wrong, seed):
     assert verdict.message(1) != verdict.message(2) or len(verdict.hints) == 1
 
 
+def shifted(low, high):
+    """Images that move by `low` to `high` pixels, whatever was drawn."""
+    def moved(x, source):
+        drawn = torch.randint(-3, 4, (len(x), 2), generator=source)
+        shifts = drawn.clamp(torch.tensor(low), torch.tensor(high)).tolist()
+        return torch.stack([image.roll(tuple(s), (1, 2)) for image, s in zip(x, shifts, strict=True)])
+    return moved
+
+
+def start(change):
+    """A random start whose δ/ε, uniform in [−1, 1], is changed."""
+    return lambda x, eps, source: (x + eps * change(2 * torch.rand(x.shape, generator=source) - 1)).clamp(0, 1)
+
+
+def weights(change):
+    """Weights that are drawn anew, their standard normal draws changed."""
+    return lambda w, source: w.std() * change(torch.randn(w.shape, generator=source))
+
+
+def on_the_way(past):
+    """The right points, and farther by that share of the way."""
+    return lambda wrong, x, v: EXERCISES["pull-back"].right(wrong, x, v) + past * (v - x)
+
+
+def symmetric(row, known, xi, more=0.0):
+    """Noise by the symmetric root of the covariance; the first row is off by `more`."""
+    size, way = np.linalg.eigh(np.cov(known.T))
+    off = more * (np.arange(len(xi)) == 0)[:, None]
+    return row + xi @ (way * size**0.5) @ way.T + off
+
+
+def later(name):
+    """The right answer, from other draws of its generator, the last argument."""
+    return lambda *case: EXERCISES[name].right(*case[:-1], case[-1].manual_seed(case[-1].initial_seed() + 1))
+
+
+ALSO_RIGHT = [
+    *((name, later(name)) for name in ("moved", "pgd-start", "drawn-anew")),
+    ("moved", lambda x, source: shifted(-3, 3)(x, source).flip(2, 3)),
+    ("pgd-start", start(lambda u: -u)),
+    ("pgd-start", start(lambda u: u.flip(0))),
+    ("drawn-anew", weights(lambda z: -z)),
+    ("drawn-anew", weights(lambda z: z.flip(0))),
+    ("pull-back", on_the_way(0.001)),
+    ("correlated-rows", symmetric),
+    ("correlated-rows", lambda row, known, xi: 2 * row - symmetric(row, known, xi)),
+]
+ALSO_WRONG = [
+    ("moved", shifted(-2, 3)),
+    ("moved", shifted(-3, 2)),
+    ("moved", shifted([-3, 0], 3)),
+    ("moved", shifted([0, -3], 3)),
+    ("pgd-start", start(lambda u: 0.9 * u)),
+    ("pgd-start", start(lambda u: u.abs().sqrt() * u.sign())),
+    ("pgd-start", start(lambda u: (u + u.flip(0)) / 2)),
+    ("pgd-start", start(lambda u: u.where(u > -0.9, -0.9))),
+    ("pgd-start", start(lambda u: u.where(u < 0.9, 0.9))),
+    ("drawn-anew", weights(lambda z: 0.8 * z)),
+    ("drawn-anew", weights(lambda z: 1.25 * z)),
+    ("drawn-anew", weights(torch.sign)),
+    ("drawn-anew", lambda w, source: (w + weights(lambda z: z)(w, source)) / 2**0.5),
+    ("pull-back", on_the_way(0.01)),
+    ("pull-back", on_the_way(-0.001)),
+    ("correlated-rows", lambda row, known, xi: symmetric(row, known, xi, 0.05)),
+]
+
+
+@pytest.mark.parametrize(("name", "answer"), ALSO_RIGHT)
+@pytest.mark.parametrize("seed", [0, 17, 7936])
+def test_what_is_read_of_an_answer_passes_other_draws_and_other_ways(name, answer, seed):
+    assert judge(name, answer, seed=seed).passed
+
+
+@pytest.mark.parametrize(("name", "answer"), ALSO_WRONG)
+@pytest.mark.parametrize("seed", [0, 17, 7936])
+def test_what_is_read_of_an_answer_tells_mistakes_without_a_name(name, answer, seed):
+    assert not judge(name, answer, seed=seed).passed
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_hints_are_told_apart_and_no_mistake_is_named_twice(name):
     task = EXERCISES[name]

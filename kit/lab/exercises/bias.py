@@ -117,7 +117,7 @@ exercise(
         ("not paired", lambda before, after: _unpaired(before.float(), after.float()),
          ["your interval is that of two independent samples.",
           "the same images were asked twice: take the difference image by image, then its standard error."]),
-        ("deviation for error", lambda before, after: _interval(before.float() - after.float(), root=False),
+        ("deviation for error", lambda before, after: _interval(before.float() - after.float(), power=0.0),
          ["your interval does not shrink with n.", "the standard error is s/√n."]),
         ("sign error", lambda before, after: _interval(after.float() - before.float()),
          ["what is lost is positive.", "before − after."]),
@@ -128,8 +128,8 @@ exercise(
 )
 
 
-def _interval(d: Tensor, root: bool = True, correction: int = 1) -> tuple[Tensor, Tensor]:
-    half = 1.96 * d.std(correction=correction) / (len(d) ** 0.5 if root else 1)
+def _interval(d: Tensor, power: float = 0.5, correction: int = 1) -> tuple[Tensor, Tensor]:
+    half = 1.96 * d.std(correction=correction) / len(d) ** power
     return d.mean() - half, d.mean() + half
 
 

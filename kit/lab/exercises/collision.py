@@ -63,11 +63,11 @@ def neighbour_cases(g: torch.Generator) -> Iterator[Case]:
         yield torch.cdist(phi, phi), y, k
 
 
-def votes(far: Tensor, y: Tensor, k: int, *, itself: bool = False, largest: bool = False) -> tuple[Tensor, Tensor]:
+def votes(far: Tensor, y: Tensor, k: int, *, itself: bool = False) -> tuple[Tensor, Tensor]:
     """How many of the k neighbours have the image's own label (N,), and the most that any label has (N,)."""
     if not itself:
-        far = far.clone().fill_diagonal_(-torch.inf if largest else torch.inf)
-    near = F.one_hot(y[far.topk(k, largest=largest).indices], int(y.max()) + 1).sum(1)
+        far = far.clone().fill_diagonal_(torch.inf)
+    near = F.one_hot(y)[far.topk(k, largest=False).indices].sum(1)
     return near.gather(1, y[:, None])[:, 0], near.amax(1)
 
 
@@ -86,7 +86,7 @@ exercise(
          ["yours keeps everything.", "sort each row of `far`, and ask the labels of the nearest."]),
         ("itself counted", lambda far, y, k: kept(far, y, k, itself=True),
          ["every image votes for itself in yours.", "its distance to itself is 0: fill the diagonal with infinity."]),
-        ("the farthest", lambda far, y, k: kept(far, y, k, largest=True),
+        ("the farthest", lambda far, y, k: kept(-far, y, k),
          ["your neighbours are the ones farthest away.", "topk with largest=False."]),
         ("any neighbour", lambda far, y, k: votes(far, y, k)[0] > 0,
          ["one neighbour of its own label is enough for yours.", "the most frequent label must be its own."]),

@@ -87,7 +87,9 @@ exercise(
 def range_cases(g: torch.Generator) -> Iterator[Case]:
     for n, width in ((5, 6), (9, 4), (7, 12)):
         train = torch.rand(30, width, generator=g)
-        yield 1.4 * torch.rand(n, width, generator=g) - 0.2, train.amin(0), train.amax(0), 4
+        a, low, high = 1.4 * torch.rand(n, width, generator=g) - 0.2, train.amin(0), train.amax(0)
+        a[:, 0], a[0, 0] = low[0], high[0]  # its ends belong to a range
+        yield a, low, high, 4
 
 
 def parts(a: Tensor, low: Tensor, high: Tensor, k: int) -> Tensor:

@@ -10,6 +10,7 @@ from kit.lab.checks import Case, exercise
 def game_cases(g: torch.Generator) -> Iterator[Case]:
     yield 0.4, 0.1, 0.7, 0.9
     yield 0.7, 0.9, 0.4, 0.1
+    yield 0.1, 0.4, 0.9, 0.7
     for _ in range(4):
         small, large = 0.4 * torch.rand(2, generator=g), 0.6 + 0.4 * torch.rand(2, generator=g)
         yield float(small[0]), float(large[0]), float(large[1]), float(small[1])

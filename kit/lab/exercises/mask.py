@@ -65,7 +65,7 @@ def area_cases(g: torch.Generator) -> Iterator[Case]:
 
 def kept(m: Tensor, area: float) -> Tensor:
     """r_a for each mask, in rising order: (N, h·w)."""
-    d = m[0].numel()
+    d = m.shape[1:].numel()
     return (torch.arange(d) >= d - round(area * d)).to(m).expand(len(m), d)
 
 

@@ -53,14 +53,13 @@ def chain_cases(g: torch.Generator) -> Iterator[Case]:
         yield W, z, torch.randint(shape[-1], (10,), generator=g)
 
 
-def radius(W: list[Tensor], z: Tensor, y: Tensor, size=None, *, product: bool = True, cut: bool = True,
-           apart: bool = False) -> Tensor:
+def radius(W: list[Tensor], z: Tensor, y: Tensor, size=None, *, joined=torch.prod, between=torch.sub,
+           cut: bool = True) -> Tensor:
     """(z_y − z_k)/L_yk, the least over k ≠ y."""
     size = size or (lambda w: w.abs().sum(1).max())
     sizes = torch.stack([size(w) for w in W[:-1]])
-    L, w = (sizes.prod() if product else sizes.sum()), W[-1]
-    rows = (w[y][:, None].abs() + w[None].abs() if apart else (w[y][:, None] - w[None]).abs()).sum(2)
-    lead = (z.gather(1, y[:, None]) - z) / (L * rows)
+    rows = between(W[-1][y][:, None], W[-1][None]).abs().sum(2)
+    lead = (z.gather(1, y[:, None]) - z) / (joined(sizes) * rows)
     lead = lead.scatter(1, y[:, None], torch.inf).amin(1)
     return lead.clamp_min(0) if cut else lead
 
@@ -76,9 +75,9 @@ exercise(
          ["that is the norm for l1.", "in l∞ a layer stretches by its largest row sum of |w|."]),
         ("spectral norms", lambda W, z, y: radius(W, z, y, lambda w: torch.linalg.matrix_norm(w, 2)),
          ["those are l2 norms: an l∞ change may be stretched further.", "the largest row sum of |w|."]),
-        ("sum for product", lambda W, z, y: radius(W, z, y, product=False),
+        ("sum for product", lambda W, z, y: radius(W, z, y, joined=torch.sum),
          ["layers follow one another: their stretches multiply.", "the product over the hidden layers."]),
-        ("two rows apart", lambda W, z, y: radius(W, z, y, apart=True),
+        ("two rows apart", lambda W, z, y: radius(W, z, y, between=lambda a, b: a.abs() + b.abs()),
          ["true, and smaller than it need be.", "z_y − z_k is one row, w_y − w_k: take the l1 norm of that."]),
         ("negative radii", lambda W, z, y: radius(W, z, y, cut=False),
          ["some radii are negative.", "where the answer is wrong: 0."]),
@@ -137,7 +136,7 @@ def triangle_cases(g: torch.Generator) -> Iterator[Case]:
 
 
 def corners(low: Tensor, high: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return torch.stack([a * low, 0 * a, (a + b) * high])
+    return torch.stack([a * low, torch.zeros_like(a), (a + b) * high])
 
 
 exercise(

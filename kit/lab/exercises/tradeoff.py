@@ -16,8 +16,8 @@ def points(g: torch.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def line(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The least-squares slopes of y over x, along the last axis."""
-    dx, dy = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
-    return (dx * dy).sum(-1) / (dx * dx).sum(-1)
+    dx = x - x.mean(-1, keepdims=True)
+    return (dx * y).sum(-1) / (dx * dx).sum(-1)
 
 
 def order_cases(g: torch.Generator) -> Iterator[Case]:

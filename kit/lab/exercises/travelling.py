@@ -151,7 +151,7 @@ def two_layers(W: Tensor, b: Tensor, slope: float, sign: int) -> Callable[[Tenso
 
 
 def gap(T: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
-    return T(a) + T(b) - T(0 * a) - T(a + b)
+    return T(a) + T(b) - T(torch.zeros_like(a)) - T(a + b)
 
 
 exercise(

@@ -124,14 +124,16 @@ def answer_cases(g: torch.Generator) -> Iterator[Case]:
     sure = 0.5 + 0.5 * torch.rand(200, generator=g)
     yield sure, torch.rand(200, generator=g) < 0.9, 10
     sure = 0.76 + 0.2 * torch.rand(80, generator=g) ** 3  # far from the middle of the bin
-    yield sure, torch.rand(80, generator=g) < 0.5, 4
+    right = torch.rand(80, generator=g) < 0.5
+    sure[:3], right[:3] = torch.tensor([0.0, 0.2, 0.4]), torch.tensor([True, False, False])  # 0 is in the first bin
+    yield sure, right, 4
 
 
 def in_bins(sure: Tensor, right: Tensor, bins: int) -> list[tuple[float, float, float, float]]:
-    """Share, confidence, accuracy and middle of every bin that is not empty."""
+    """Share, confidence, accuracy and number of every bin that is not empty."""
     place = (sure * bins).ceil().clamp(1, bins)
     return [(float((place == k).float().mean()), float(sure[place == k].mean()),
-             float(right[place == k].float().mean()), (float(k) - 0.5) / bins) for k in place.unique()]
+             float(right[place == k].float().mean()), float(k)) for k in place.unique()]
 
 
 def calibration(sure: Tensor, right: Tensor, bins: int) -> float:
@@ -160,7 +162,7 @@ exercise(
         ("largest", lambda sure, right, bins: max(abs(a - c) for _, c, a, _ in in_bins(sure, right, bins)),
          ["yours is the worst bin.", "the mean over the bins, weighted by their answers."]),
         ("middle of the bin", lambda sure, right, bins: sum(
-            n * abs(a - m) for n, _, a, m in in_bins(sure, right, bins)),
+            n * abs(a - (k - 0.5) / bins) for n, _, a, k in in_bins(sure, right, bins)),
          ["answers of a bin do not lie around its middle.", "compare with sure[bin].mean()."]),
         ("squares", lambda sure, right, bins: sum(n * (a - c) ** 2 for n, c, a, _ in in_bins(sure, right, bins)),
          ["yours squares the distances.", "|accuracy − confidence|."]),

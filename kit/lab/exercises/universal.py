@@ -94,12 +94,12 @@ def rolled(x: Tensor, low: int, high: int, g: torch.Generator, rows: int | None 
 
 
 def where_dots(v: Tensor, x: Tensor, g: torch.Generator) -> Tensor:
-    """What is read off the dots: their mass, the extremes and means of their places, the spread over the images."""
+    """What is read off the dots: their mass, the extremes of their places, how often row and column agree, and the mean
+    and the spread over the images of each."""
     where = v.flatten(1).argmax(1)
-    place = torch.stack([where // v.shape[3], where % v.shape[3]]).float() - 5
-    read = [v.sum() / len(v), place.amin(), place.amax(), place[0].mean() / 2, place[1].mean() / 2,
-            10 * (place.std(1) > 0.5).float().mean(), 10 * (place[0] == place[1]).float().mean().round()]
-    return torch.stack(read)
+    place = torch.stack([where // v.shape[3], where % v.shape[3]]).float()
+    whole = torch.stack([v.sum(), place.amin(), place.amax(), (place[0] == place[1]).float().mean()])
+    return torch.cat([whole, place.mean(1) / 2, place.std(1)])
 
 
 def dimmed(x: Tensor, g: torch.Generator) -> Tensor:
