@@ -26,6 +26,7 @@ def test_fourier_there_and_back(size, colours):
     assert torch.allclose(picture.image(v), x, atol=1e-9)
     assert float((v - picture.parameters(1 - x)).abs().max()) > 0.1
     assert torch.equal(Pixels().image(Pixels().parameters(x)), x)
+    assert Pixels().project(torch.tensor([-0.5, 0.25, 1.5])).tolist() == [0, 0.25, 1]
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 7)])
