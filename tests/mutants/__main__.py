@@ -110,6 +110,7 @@ def of_package(chosen: list[Mutant], jobs: int) -> list[tuple[Mutant, str]]:
                 if tuple(tests) not in sound:
                     sound[tuple(tests)] = passes(folder, tests)
                 if not sound[tuple(tests)]:
+                    found = "not tried"
                     break
                 file.write_bytes(mutant.apply(source))
                 found = "survived" if passes(folder, tests) else "caught"
