@@ -1,6 +1,6 @@
 """What `_config.yml` cannot say: MathJax comes from the book itself, buttons are there only when they lead somewhere,
-no page names another host for what it does not use, a screen reader is told what is shown, and a changed stylesheet
-counts as a change."""
+no page names another host for what it does not use, a screen reader is told what is shown, lines break where a reader
+would break them, and a changed stylesheet counts as a change."""
 
 import hashlib
 import html
@@ -21,6 +21,14 @@ SPEECH_HOST = b"https://cdn.jsdelivr.net/npm/"
 # A formula in a sentence with the bracket before it, and with what follows without a space.
 FORMULA = r'<span class="math notranslate nohighlight">[^<]*</span>'
 KEPT = re.compile(rf"\({FORMULA}(?:[.,;:?!)]+|-\w+)?|{FORMULA}(?:[.,;:?!)]+|-\w+)")
+# What is no sentence: code, and tags.
+TAG = re.compile(r"<(pre|code|script|style|svg|textarea)\b.*?</\1>|<[^>]+>", re.S)
+# What is read as one: an interval, a sign and the number after it, a number with its per cent or in thousands, a name.
+NUMBER = r"[+−-]?\d[\d.]*(?:e[+-]?\d+)?%?"
+WHOLE = re.compile(
+    rf"\[{NUMBER},\s{NUMBER}\]|[\w.]+\s(?:[=≤≥±×]|&[lg]t;)\s{NUMBER}|(?<![\w.,])[\d.]*\d(?:\s\d{{3}})*\s%|"
+    r"(?<![\w.,])\d{1,3}(?:\s\d{3})+(?![\w.])|CIFAR-10\b")
+RAISED = re.compile(r"\b(RTS|z)\^([AB])\b")
 
 
 def hide_dead_buttons(app: Sphinx, config) -> None:
@@ -108,6 +116,32 @@ def keep_with_formula(app: Sphinx, pagename: str, templatename: str, context: di
     context["body"] = KEPT.sub(r'<span class="kit-kept">\g<0></span>', context.get("body", ""))
 
 
+def words(text: str) -> str:
+    """What stands between two tags, with what is read as one held together; a formula is left to MathJax."""
+    if "\\" in text:
+        return text
+    return RAISED.sub(r"\1<sup>\2</sup>", WHOLE.sub(r'<span class="kit-kept">\g<0></span>', text))
+
+
+def keep_together(body: str) -> str:
+    """No line ends within a number with its unit, an interval, or what a check says."""
+    body = re.sub(r'(<code class="[^"]*)(?="><span class="pre">✓<)', r"\1 kit-kept", body)
+    out, at = [], 0
+    for tag in TAG.finditer(body):
+        out += [words(body[at : tag.start()]), tag[0]]
+        at = tag.end()
+    return "".join([*out, words(body[at:])])
+
+
+def end_code(body: str) -> str:
+    """A piece of code ends with its last line; where it is cut out of a file, blank lines may follow."""
+    return re.sub(r"\n\s*\n(?=</pre>)", "\n", body)
+
+
+def set_lines(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    context["body"] = end_code(keep_together(context.get("body", "")))
+
+
 def setup(app: Sphinx) -> dict:
     app.connect("config-inited", hide_dead_buttons)
     app.connect("builder-inited", copy_mathjax)
@@ -117,6 +151,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", say_what_is_folded)
     app.connect("html-page-context", empty_heads_are_cells)
     app.connect("html-page-context", keep_with_formula)
+    app.connect("html-page-context", set_lines, priority=600)
     app.add_js_file("names.js", loading_method="defer")
     app.add_js_file("figures.js", loading_method="defer")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -25,7 +25,8 @@ def question(part: str, number: int, asked: dict) -> str:
     right = next(answer["text"] for answer in asked["answer"] if answer.get("right"))
     answers = "".join(
         f'<label><input type="radio" name="{name}" data-right="{str(answer.get("right", False)).lower()}" '
-        f'data-says="{html.escape(answer["says"])}"> {text(answer["text"])}</label>' for answer in asked["answer"])
+        f'data-says="{html.escape(text(answer["says"]))}"> {text(answer["text"])}</label>'
+        for answer in asked["answer"])
     folded = "".join(f'<li>{text(answer["text"])} <em>{text(answer["says"])}</em></li>' for answer in asked["answer"])
     return (f'<fieldset class="kit-quiz"><legend>{number}. {text(asked["text"])}</legend>{answers}'
             f'<output aria-live="polite"></output><details><summary>Answer</summary><p>{text(right)}</p>'

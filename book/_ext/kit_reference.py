@@ -249,6 +249,11 @@ def process_docstring(app: Sphinx, what: str, name: str, obj, options, lines: li
         lines += known.links(known.public[name])
 
 
+def skip_member(app: Sphinx, what: str, name: str, obj, skip: bool, options) -> bool | None:
+    """The fields of a named tuple are in its signature, and Python says of each no more than its number."""
+    return True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
+
+
 def process_signature(app: Sphinx, what: str, name: str, obj, options, signature, returns):
     return app.kit_reference.arguments(name) if what in ("function", "class", "method") else None
 
@@ -317,7 +322,9 @@ def link_chapter(app: Sphinx, doctree: nodes.document) -> None:
             items = nodes.bullet_list("", classes=["kit-names"])
             for public in own:
                 said = known.first_line(public).rstrip(":")
-                line = paragraph(*listed([public], docname), f": {said}" if said else "")
+                pieces = re.split(r"``?([^`]+)``?", f": {said}" if said else "")
+                said_so = [nodes.literal("", piece) if at % 2 else piece for at, piece in enumerate(pieces) if piece]
+                line = paragraph(*listed([public], docname), *said_so)
                 for label in public.equations:
                     line += [nodes.Text(" "), to_equation(label, docname)]
                 items += nodes.list_item("", line)
@@ -397,6 +404,7 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("kit-reference", ReferencePage)
     app.connect("builder-inited", prepare)
     app.connect("env-get-outdated", changed)
+    app.connect("autodoc-skip-member", skip_member)
     app.connect("doctree-read", link_chapter, priority=100)
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("autodoc-process-signature", process_signature)

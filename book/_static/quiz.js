@@ -6,7 +6,7 @@ document.querySelectorAll("fieldset.kit-quiz").forEach((quiz) => {
   quiz.querySelector("details").hidden = true;
   quiz.addEventListener("change", (event) => {
     const right = event.target.dataset.right === "true";
-    said.textContent = `${right ? "Right." : "Not quite."} ${event.target.dataset.says}`;
+    said.innerHTML = `${right ? "Right." : "Not quite."} ${event.target.dataset.says}`;
     quiz.dataset.answered = right ? "right" : "wrong";
     quiz.querySelector("details").hidden = !right;
   });

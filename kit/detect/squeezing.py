@@ -116,7 +116,7 @@ def _squeezed(x: Tensor, name: str, arguments: Sequence) -> Tensor:
 SQUEEZERS = {"bit_depth": bit_depth, "median": median, "non_local_means": non_local_means}
 GREY_SQUEEZERS = (("bit_depth", 1), ("median", 2))
 COLOUR_SQUEEZERS = (("bit_depth", 5), ("median", 2), ("non_local_means", 13, 3, 2.0))
-GREY, COLOUR = GREY_SQUEEZERS, COLOUR_SQUEEZERS  # their former names
+GREY, COLOUR = GREY_SQUEEZERS, COLOUR_SQUEEZERS  # former names of `GREY_SQUEEZERS` and `COLOUR_SQUEEZERS`
 
 
 class FeatureSqueezing(Detector):

@@ -41,8 +41,9 @@ class Wrong:
 class Exercise:
     """What is asked for, the cases that it is tried on, the right answer, and the named wrong ones.
 
-    cases    (generator) → lists of arguments       reads    (answer, *arguments) → what of the answer is compared,
-    rtol, atol    how near it must come                      where it is random: its quantiles, say
+    cases         (generator) → lists of arguments
+    reads         (answer, *arguments) → what of the answer is compared, where it is random: its quantiles, say
+    rtol, atol    how near it must come
     """
 
     name: str
