@@ -160,7 +160,7 @@ def _saturate(live: Live, x_adv: Tensor, theta: float, gamma: float) -> tuple[Te
         up, others = live.slopes(z, v, torch.stack([toward, 1 - toward])).flatten(2) * (1 if theta > 0 else -1)
         flat = v.detach().flatten(1)
         movable = flat < 1 if theta > 0 else flat > 0
-        pair, exists = _best_pair(torch.where(movable, up, -torch.inf), torch.where(movable, -others, -torch.inf))
+        pair, exists = _best_pair(torch.where(movable, up, -torch.inf), -others)
         live.v = flat.scatter_add(1, pair, torch.full_like(pair, theta, dtype=flat.dtype)).clamp_(0, 1).view_as(v)
         live.drop(now | ~exists)
         x_adv[live.rows] = live.v
@@ -182,7 +182,7 @@ def _best_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     second = torch.cat([none, torch.minimum(b, largest).cummax(1).values[:, :-1]], 1)
     few = b > second
     at = few.byte().sort(dim=1, descending=True, stable=True).indices[:, : max(2, int(few.sum(1).max()))]
-    a, b = a.where(few, -torch.inf).gather(1, at), b.where(few, -torch.inf).gather(1, at)
+    a, b = a.where(few, -torch.inf).gather(1, at), b.gather(1, at)  # a = −∞ is in no pair
     m, best, where = a.shape[1], [], []
     apart = ~torch.eye(m, dtype=torch.bool, device=a.device)
     for p, q in zip(a.split(max(1, 2**22 // m**2)), b.split(max(1, 2**22 // m**2)), strict=True):
