@@ -80,6 +80,9 @@ def defects(nb: dict[str, Any], name: str = "") -> list[str]:
             alt = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
             if any(kind.startswith("image/") for kind in output.get("data", {})) and not alt.strip():
                 found.append(f"a figure without alt text (metadata mystnb.image.alt) in the cell {start}")
+        kinds = [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
+        if "figure" in cell["metadata"].get("mystnb", {}) and not any(kind.startswith("image/") for kind in kinds):
+            found.append(f"a caption and no figure (is it the last line, or shown by display?) in the cell {start}")
         if "injected-parameters" in tags(cell):
             found.append("a cell of injected parameters")
         if OPT_OUT.search(text) or any(tag.startswith("nbval") or tag == "raises-exception" for tag in tags(cell)):
@@ -172,6 +175,8 @@ DAMAGE = {
     "an error": lambda nb: output(nb, output_type="error", ename="E", evalue="e", traceback=["t"]),
     "stderr": lambda nb: output(nb, output_type="stream", name="stderr", text="warned"),
     "figure without alt text": lambda nb: nb["cells"][2].update(metadata={"mystnb": {"figure": {"caption": "c"}}}),
+    "a caption and no figure": lambda nb: nb["cells"][2].update(
+        metadata={"mystnb": {"figure": {"caption": "c"}}}, outputs=[]),
     "markdown cell": lambda nb: nb["cells"][0].update(source="# Title\n![](a.png)"),
     "no cell tagged": lambda nb: nb["cells"][1].update(metadata={}),
     "not the defaults": lambda nb: nb["cells"][1].update(source='profile = "full"\ndevice = "auto"\nseed = 0'),
