@@ -128,7 +128,7 @@ def run(
             )
         except KeyboardInterrupt:
             good = sum(result.good for result in done)
-            errors.print(f"[yellow]Stopped with {good} notebooks done; the same command goes on from there.[/yellow]")
+            errors.print(f"[yellow]Stopped with {good} done; the same command goes on from there.[/yellow]")
             raise typer.Exit(130) from None
     _summary(results)
     if not all(result.good for result in results):

@@ -73,7 +73,7 @@ def _ready(crew: Crew, todo: list[Job], device: str, *, waits: bool) -> None:
     """Wait for the first workers, refuse those that differ, and notebooks that none of them can run."""
     crew.look()
     if waits and not crew.workers and not crew.refused:
-        crew.say("The cluster has no worker yet: waiting for one.")
+        crew.say("The cluster has no worker yet: waiting for one (dask worker, with this address).")
     while not crew.workers and not crew.refused:
         time.sleep(PAUSE)
         crew.look()

@@ -195,7 +195,8 @@ def _processes(number: int, address: str, folder: Path, gpus: bool) -> Iterator[
         variables = kernel_environment(1, gpu=i < count) | ({"CUDA_VISIBLE_DEVICES": str(i)} if i < count else {})
         command = [sys.executable, "-m", "dask", "worker", address, "--name", name, "--resources", offers]
         command += ["--nthreads", "1", "--no-nanny", "--memory-limit", "0", "--no-dashboard", "--host", "127.0.0.1"]
-        command += ["--local-directory", str(folder), "--preload", "kit.run.worker"]
+        # A worker that starts as this process ends finds no scheduler, and leaves after a minute.
+        command += ["--local-directory", str(folder), "--preload", "kit.run.worker", "--death-timeout", "60"]
         with (folder / f"{name}.log").open("wb") as log:
             return subprocess.Popen(command, env={**os.environ, **variables}, stdin=subprocess.DEVNULL, stdout=log,
                                     stderr=log, start_new_session=True)

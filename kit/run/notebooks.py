@@ -76,6 +76,16 @@ def _find(paths: Sequence[str | Path] | None) -> list[Path]:
     return list(dict.fromkeys(p.resolve() for p in found))
 
 
+def _can_be_written(folder: Path) -> None:
+    """Raise UserError for a folder that cannot take what a run of hours will have found."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"nothing can be written to {folder} ({error.strerror}): give --out another folder") from None
+
+
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -98,6 +108,8 @@ def _terminable() -> Iterator[None]:
         yield
         return
     names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        names.remove(signal.SIGHUP)  # nohup: it is to go on after the terminal
 
     def stop(number: int, frame: Any) -> None:
         for name in names:
@@ -189,6 +201,8 @@ def run(
                 finished(job.result)
     todo = [job for job in work if not job.up_to_date]
     if todo:
+        if not in_place:
+            _can_be_written(folder)
         from kit.report.measured import ANEW  # late: it brings numpy and matplotlib, and a command line starts light
 
         anew = {ANEW: "1"} if force and profile == "full" else {}

@@ -415,6 +415,27 @@ def test_mistakes_in_the_notebooks(tmp_path):
         run([write(tmp_path / "x" / "d.ipynb", "1"), write(tmp_path / "y" / "d.ipynb", "1")], out=tmp_path / "out")
 
 
+def test_a_folder_that_cannot_be_written_is_said_before_anything_runs(tmp_path):
+    ran, place = tmp_path / "ran", tmp_path / "a file"
+    note = write(tmp_path / "note.ipynb", f"open({str(ran)!r}, 'w').close()")
+    place.write_text("")
+    with pytest.raises(UserError, match="nothing can be written to .*a file.*give --out another folder"):
+        run([note], out=place)
+    assert not ran.exists()
+
+
+def test_under_nohup_a_run_goes_on_without_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with notebooks._terminable():
+            os.kill(os.getpid(), signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(KeyboardInterrupt), notebooks._terminable():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
