@@ -79,8 +79,7 @@ def _find(paths: Sequence[str | Path] | None) -> list[Path]:
 def _can_be_written(folder: Path) -> None:
     """Raise UserError for a folder that cannot take what a run of hours will have found."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=next(place for place in (folder, *folder.parents) if place.exists())):
             pass
     except OSError as error:
         raise UserError(f"nothing can be written to {folder} ({error.strerror}): give --out another folder") from None
