@@ -1,4 +1,4 @@
-"""A model for attacks that may only ask."""
+"""Models for attacks that may only ask."""
 import torch
 from torch import nn
 
@@ -13,3 +13,15 @@ class Blind(nn.Module):
     def forward(self, x):
         with torch.no_grad():
             return self.inner(x)
+
+
+class Recorded(nn.Module):
+    """A model that keeps what it was asked."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.asked = inner, []
+
+    def forward(self, x):
+        self.asked.append(x.detach().clone())
+        return self.inner(x)

@@ -10,7 +10,7 @@ from kit.attacks import bim, nes, zo_admm, zo_ngd, zo_svrg
 from kit.attacks.scores import estimators
 from kit.attacks.scores.estimators import Top
 from kit.core import Progress, QueryCounter, ball, fooled, generator, logits
-from tests.attacks.scores.blind import Blind
+from tests.attacks.scores.blind import Blind, Recorded
 
 BOUNDED = {"nes": {"step": 0.05}, "spsa": {"q": 20, "lr": 0.03}, "zo_ngd": {}, "zo_admm": {"c": 3.0}}
 NEAREST = {"zo_sign_sgd": 1.1, "zo_adamm": 1.1, "zo_svrg": 1.2}  # how near they come, over the exact distance
@@ -87,44 +87,26 @@ def test_the_budget_is_used_and_never_exceeded(case, name):
 
 def test_an_iteration_asks_about_v_once_and_about_all_directions_together(case):
     model, x, y, exact = case
-    asked = []
-
-    class Record(nn.Module):
-        def forward(self, v):
-            asked.append(len(v))
-            return model(v)
-
-    nes(Record(), x[:2], y[:2], eps=0.3 * exact["linf"][:2], q=4, max_queries=28)
-    assert asked[2:] == [2, 16, 2, 16, 2, 16, 2]  # after the two passes that look at the model
+    network = Recorded(model)
+    nes(network, x[:2], y[:2], eps=0.3 * exact["linf"][:2], q=4, max_queries=28)  # two passes look at the model
+    assert [len(v) for v in network.asked[2:]] == [2, 16, 2, 16, 2, 16, 2]
 
 
 def test_nes_halves_its_step_on_a_plateau(case):
     """Within a ball that holds no success ℓ stops growing, at the corner, and steps of v stop too."""
     model, x, y, exact = case
-    seen = []
-
-    class Record(nn.Module):
-        def forward(self, v):
-            if len(v) == 1:
-                seen.append(v.clone())
-            return model(v)
-
-    nes(Record(), x[:1], y[:1], eps=0.05 * exact["l2"][:1], norm="l2", q=3, step=0.1, mu=0.0, max_queries=1500)
+    network = Recorded(model)
+    nes(network, x[:1], y[:1], eps=0.05 * exact["l2"][:1], norm="l2", q=3, step=0.1, mu=0.0, max_queries=1500)
+    seen = [v for v in network.asked if len(v) == 1]
     moves = torch.cat(seen[3:]).diff(dim=0).flatten(1).norm(dim=1)
     assert moves[-20:].mean() < 0.3 * moves[5:25].mean()
 
 
 def test_nes_keeps_its_step_while_the_value_grows(case):
     model, x, y, _ = case
-    seen = []
-
-    class Record(nn.Module):
-        def forward(self, v):
-            if len(v) == 1:
-                seen.append(v.clone())
-            return model(v)
-
-    nes(Record(), x[:1], y[:1], eps=0.5, q=50, step=1e-4, mu=0.0, max_queries=12 * 101, generator=generator(0))
+    network = Recorded(model)
+    nes(network, x[:1], y[:1], eps=0.5, q=50, step=1e-4, mu=0.0, max_queries=12 * 101, generator=generator(0))
+    seen = [v for v in network.asked if len(v) == 1]
     moves = torch.cat(seen[2:-1]).diff(dim=0).abs().amax((1, 2, 3))
     assert len(moves) > 10  # twice five iterations, after which a step may be halved
     torch.testing.assert_close(moves, torch.full_like(moves, 1e-4))
