@@ -53,6 +53,6 @@ def _cluster(stack: ExitStack, address: str) -> AbstractContextManager:
     try:
         from distributed import Client
     except ImportError:
-        raise ImportError(f"{CLUSTER} is set, and dask is not installed: run pip install -e '.[scale]'") from None
+        raise ImportError(f"{CLUSTER} is set, and dask is missing: run .venv/bin/pip install -e '.[scale]'") from None
     client = stack.enter_context(Client(address, timeout=30, set_as_default=False))
     return parallel_config(backend="dask", client=client)

@@ -84,8 +84,16 @@ def _ready(crew: Crew, todo: list[Job], device: str, *, waits: bool) -> None:
         if device == "auto" and not any(w.offers.get("GPU", 0) >= job.needs.get("GPU", 0) for w in workers):
             del job.needs["GPU"]  # there is none: as on a machine without one
         if not any(worker.could(job.needs) for worker in workers):
-            raise UserError(f"no worker offers what {job.notebook} asks for, {_listed(job.needs)}; they offer "
-                            + "; ".join(f"{w.name}: {_listed(w.offers)}" for w in workers))
+            offers = "; ".join(f"{w.name}: {_listed(w.offers)}" for w in workers)
+            raise UserError(f"no worker offers what {job.notebook} asks for, {_listed(job.needs)}; they offer {offers}"
+                            f". {_advice(job, workers, waits)}")
+
+
+def _advice(job: Job, workers: list[Worker], waits: bool) -> str:
+    asked = ",".join(f"{name}={number:g}" for name, number in job.needs.items())
+    start = f"start one with `dask worker --resources {asked}`" if waits else "take a machine that has it"
+    gpu = job.needs.get("GPU", 0) > max(worker.offers.get("GPU", 0) for worker in workers)
+    return f"Give --device auto or cpu, or {start}" if gpu else start.capitalize()
 
 
 def _listed(offers: dict[str, float]) -> str:

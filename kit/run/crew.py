@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ from kit.run.notebooks import threads_each
 from kit.run.worker import facts, setup
 
 PAUSE = 0.5  # seconds between two looks at the workers
+ORPHAN = 60  # seconds after which a worker of this machine leaves that finds no scheduler: it started as the run ended
+ADDRESS = re.compile(r"((tcp|tls|ucx|ws|wss)://)?[^/\s]+:[0-9]+")
 
 
 def package() -> Any:
@@ -32,7 +35,7 @@ def package() -> Any:
     try:
         import distributed
     except ImportError:
-        raise UserError("--cluster needs dask, which is not installed: run pip install -e '.[scale]'") from None
+        raise UserError("--cluster needs dask, which is missing: run .venv/bin/pip install -e '.[scale]'") from None
     return distributed
 
 
@@ -149,16 +152,20 @@ def differing(here: dict[str, str], there: dict[str, str]) -> str:
 def cluster(address: str, gpus: bool = False) -> Iterator[Any]:
     """A client of the cluster: of one that is there, or of processes of this machine that end with the block."""
     distributed = package()
+    if not address.startswith("local:") and not ADDRESS.fullmatch(address):
+        raise UserError("a cluster is local:N, N workers of this machine, or the address that a dask scheduler prints, "
+                        f"tcp://HOST:8786: not {address!r}")
     if not address.startswith("local:"):
-        try:
-            client = distributed.Client(address, timeout=10, set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"no dask scheduler answers at {address} ({type(error).__name__}): start one with `dask "
-                            "scheduler`, or let local:N start N workers here") from None
-        try:
-            yield client
-        finally:
-            client.close()
+        with _silent():
+            try:
+                client = distributed.Client(address, timeout=10, set_as_default=False)
+            except (OSError, ValueError) as error:
+                raise UserError(f"no dask scheduler answers at {address} ({type(error).__name__}): start one with "
+                                "`dask scheduler`, or let local:N start N workers here") from None
+            try:
+                yield client
+            finally:
+                client.close()
         return
     number = address.removeprefix("local:")
     if not number.isdigit() or int(number) < 1:
@@ -171,11 +178,26 @@ def cluster(address: str, gpus: bool = False) -> Iterator[Any]:
     with (
         dask.config.set(patient),
         tempfile.TemporaryDirectory(prefix="kit-workers-", ignore_cleanup_errors=True) as folder,
-        distributed.SpecCluster({}, scheduler, silence_logs=logging.CRITICAL) as here,
+        _silent(),
+        distributed.SpecCluster({}, scheduler, silence_logs=False) as here,
         distributed.Client(here, set_as_default=False) as client,
         _processes(int(number), here.scheduler_address, Path(folder), gpus),
     ):
         yield client
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without distributed's own words, which tell of a lost connection at length: `Crew` says what it means."""
+    logs = [logging.getLogger(name) for name in ("distributed", "distributed.client")]  # each has a level of its own
+    before = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for log, level in zip(logs, before, strict=True):
+            log.setLevel(level)
 
 
 @contextmanager
@@ -195,8 +217,7 @@ def _processes(number: int, address: str, folder: Path, gpus: bool) -> Iterator[
         variables = kernel_environment(1, gpu=i < count) | ({"CUDA_VISIBLE_DEVICES": str(i)} if i < count else {})
         command = [sys.executable, "-m", "dask", "worker", address, "--name", name, "--resources", offers]
         command += ["--nthreads", "1", "--no-nanny", "--memory-limit", "0", "--no-dashboard", "--host", "127.0.0.1"]
-        # A worker that starts as this process ends finds no scheduler, and leaves after a minute.
-        command += ["--local-directory", str(folder), "--preload", "kit.run.worker", "--death-timeout", "60"]
+        command += ["--local-directory", str(folder), "--preload", "kit.run.worker", "--death-timeout", str(ORPHAN)]
         with (folder / f"{name}.log").open("wb") as log:
             return subprocess.Popen(command, env={**os.environ, **variables}, stdin=subprocess.DEVNULL, stdout=log,
                                     stderr=log, start_new_session=True)
@@ -210,12 +231,13 @@ def _processes(number: int, address: str, folder: Path, gpus: bool) -> Iterator[
                 return
 
     watch = threading.Thread(target=keep, daemon=True)
-    watch.start()
     try:
+        watch.start()
         yield
     finally:
         over.set()
-        watch.join()
+        if watch.ident is not None:
+            watch.join()
         for process in workers.values():
             end(process.pid)
             process.wait()

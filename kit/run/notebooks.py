@@ -125,7 +125,7 @@ def _terminable() -> Iterator[None]:
 
 @contextmanager
 def shown(todo: list[Job], console: Console | None) -> Iterator[Callable[[int], None]]:
-    """A bar of what is done, drawn anew by a call with how many notebooks run at once; inside, a run can be stopped."""
+    """A bar of what is done, drawn anew by a call with how many notebooks run at once."""
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -134,7 +134,7 @@ def shown(todo: list[Job], console: Console | None) -> Iterator[Callable[[int], 
         disable=console is None,
         transient=True,
     )
-    with _terminable(), progress:
+    with progress:
         bar = progress.add_task("notebooks", total=len(todo), left="")
 
         def show(at_once: int) -> None:
@@ -206,12 +206,13 @@ def run(
 
         anew = {ANEW: "1"} if force and profile == "full" else {}
         limit = timeout or LIMIT[profile]
-        if cluster is not None:
-            from kit.run.cluster import run_on_cluster  # late: it brings dask, which only this asks for
+        with _terminable():
+            if cluster is not None:
+                from kit.run.cluster import run_on_cluster  # late: it brings dask, which only this asks for
 
-            run_on_cluster(cluster, todo, limit, device, in_place, console, finished, anew)
-        else:
-            _run_all(todo, min(jobs, len(todo)), jobs, limit, device, in_place, console, finished, anew)
+                run_on_cluster(cluster, todo, limit, device, in_place, console, finished, anew)
+            else:
+                _run_all(todo, min(jobs, len(todo)), jobs, limit, device, in_place, console, finished, anew)
     return [job.result for job in work if job.result is not None]
 
 

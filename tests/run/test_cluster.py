@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -295,9 +296,11 @@ def test_what_no_worker_offers_is_refused(here, tmp_path):
     nb = json.loads(notebook.read_text())
     nb["metadata"]["kit"] = {"resources": {"quick": {"memory": 1e6}}}
     notebook.write_text(json.dumps(nb))
-    with pytest.raises(UserError, match=r"memory 1e\+06 GiB; they offer local-0(\.\d+)?: memory"):
+    with pytest.raises(UserError, match=r"memory 1e\+06 GiB; they offer local-0(\.\d+)?: memory .* "
+                                        r"Start one with `dask worker --resources memory=1e\+06`"):
         run([notebook], cluster=here, out=tmp_path / "out")
-    with pytest.raises(UserError, match="asks for, GPU 1; they offer"):
+    with pytest.raises(UserError, match="asks for, GPU 1; they offer .* Give --device auto or cpu, or start one with "
+                                        "`dask worker --resources GPU=1`"):
         run([write(tmp_path / "b.ipynb", "1")], device="cuda", cluster=here, out=tmp_path / "out")
 
 
@@ -324,18 +327,50 @@ def test_whichever_way_the_runner_ends_no_process_stays(tmp_path, how):
         assert "goes on from there" in words
 
 
+def test_a_run_that_is_stopped_as_its_workers_start_leaves_nothing(tmp_path):
+    command = [sys.executable, "-m", "kit.run", "run", str(write(tmp_path / "a.ipynb", "1")), "--cluster", "local:1"]
+    environment = {**os.environ, "PYTHONPATH": str(files.ROOT), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([*command, "--out", str(tmp_path / "out")], env=environment, cwd=tmp_path, stdout=-3,
+                          stderr=subprocess.PIPE, text=True) as runner:
+        end = time.monotonic() + 120
+        while not list(tmp_path.glob("kit-workers-*/local-0.log")):
+            assert time.monotonic() < end, "no worker was started"
+            assert runner.poll() is None, runner.stderr.read()
+            time.sleep(0.01)
+        tree = [child.pid for child in psutil.Process(runner.pid).children(recursive=True)]
+        runner.send_signal(signal.SIGTERM)
+        words = runner.communicate(timeout=120)[1]
+    assert (runner.returncode, words) == (130, "Stopped with 0 done; the same command goes on from there.\n")
+    assert not list(tmp_path.glob("kit-workers-*"))
+    assert all(gone(child, 60) for child in tree)
+
+
+def test_a_worker_that_finds_no_scheduler_leaves(tmp_path, monkeypatch):
+    """As one that starts when the runner has just been killed. Another that starts in its place says that it left."""
+    monkeypatch.setattr(crews, "ORPHAN", 1)
+    with crews._processes(1, "tcp://127.0.0.1:9", tmp_path, False):
+        end = time.monotonic() + 120
+        while not (tmp_path / "local-0.1.log").exists():
+            assert time.monotonic() < end, (tmp_path / "local-0.log").read_text()
+            time.sleep(0.1)
+
+
 # ------------------------------------------------------------------------------------------- without a cluster
 
 
 def test_mistakes(tmp_path, monkeypatch):
     notebook = write(tmp_path / "a.ipynb", "1")
-    for address, words in (("local:0", "at least 1"), ("local:x", "at least 1"), ("nothing", "dask scheduler")):
+    for address, words in (
+        ("local:0", "at least 1"), ("local:x", "at least 1"), ("nothing", "tcp://HOST:8786: not 'nothing'"),
+        ("tcp://h:x", "not 'tcp://h:x'"), ("http://h:80", "not 'http://h:80'"), ("127.0.0.1", "not '127.0.0.1'"),
+        ("tcp://127.0.0.1:9", "no dask scheduler answers at tcp://127.0.0.1:9"),
+    ):
         with pytest.raises(UserError, match=words):
             run([notebook], cluster=address, out=tmp_path / "out")
     with pytest.raises(UserError, match="without --jobs"):
         run([notebook], cluster="local:2", jobs=2)
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UserError, match=r"needs dask, which is not installed: run pip install -e '\.\[scale\]'"):
+    with pytest.raises(UserError, match=r"needs dask, which is missing: run \.venv/bin/pip install -e '\.\[scale\]'"):
         run([notebook], cluster="local:2")
 
 
@@ -421,6 +456,24 @@ def test_a_scheduler_that_is_gone_is_one_sentence():
     client = SimpleNamespace(nthreads=gone, subscribe_topic=lambda *_: None)
     with pytest.raises(UserError, match=r"the dask scheduler is gone \(OSError\): start it again"):
         crews.Crew(client, [], "quick", print).look()
+
+
+def test_a_lost_connection_is_not_told_twice(capsys):
+    import distributed  # noqa: F401  it gives its loggers their levels
+
+    logs = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    before = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.WARNING)
+    try:
+        with crews._silent():
+            for log in (*logs, logging.getLogger("distributed.core")):
+                log.error("Failed to reconnect to scheduler after 30.00 seconds")
+            assert capsys.readouterr().err == ""
+        assert [log.level for log in logs] == [logging.WARNING] * 2
+    finally:
+        for log, level in zip(logs, before, strict=True):
+            log.setLevel(level)
 
 
 def test_data_are_the_same_by_names_sizes_and_ends(tmp_path, monkeypatch):
