@@ -23,8 +23,8 @@ class Measured(dict[str, dict[str, Any]]):
 
     What is complete is not measured again, and what is not goes on where it was:
 
-        if measured.lacks("mnist"):
-            measured.keep("mnist", auc=…)
+        if measured.lacks("mnist", images=200):
+            measured.keep("mnist", images=200, auc=…)
         for way in measured.missing("svhn", "ways", ways):
             measured.add("svhn", "ways", way, ways[way]())
         measured.fill("seeds", "accuracy", trained, {f"{way}, {k}": (way, k) for way in ways for k in range(5)})
@@ -64,10 +64,17 @@ class Measured(dict[str, dict[str, Any]]):
         group = {} if name in self.stale else self.get(name, {})
         return group if all(group.get(key, value) == value for key, value in self.about.items()) else {}
 
-    def lacks(self, name: str, *figures: str) -> bool:
+    def lacks(self, name: str, *figures: str, **size: float) -> bool:
         """Whether the full profile has yet to measure a group, or one of these figures of it. False under the quick
-        profile. A group that holds `finished=False` lacks something."""
+        profile. A group that holds `finished=False` lacks something.
+
+        With a size (`images=200`), a group that was measured at a smaller one is made anew. One that was measured at a
+        larger one, as on a GPU, stands.
+        """
         group = self.made(name)
+        if self.write and group and any(group.get(key, 0) < value for key, value in size.items()):
+            self.stale.add(name)
+            return True
         whole = group and group.get("finished", True) and all(figure in group for figure in figures)
         return self.write and not whole
 

@@ -44,6 +44,23 @@ def test_what_is_not_finite_is_kept_as_none_and_the_file_is_json_for_any_reader(
     assert kept == measured == {"mnist": {"first": [3.0, None], "deeper": {"b": [None, 1]}, "one": None}}
 
 
+def test_a_group_gives_way_to_a_larger_one_and_not_to_a_smaller_one(tmp_path):
+    path = tmp_path / "chapter_measured.json"
+    Measured(path, write=True).keep("mnist", images=200, steps=40, auc=0.9, wrong=3)
+    assert not Measured(path, write=False).lacks("mnist", images=500)
+    measured = Measured(path, write=True)
+    assert not measured.lacks("mnist", images=200, steps=40)
+    assert not measured.lacks("mnist", images=100)
+    assert measured.lacks("mnist", "clean", images=100)
+    assert measured.lacks("mnist", images=200, votes=10)  # it does not say how many
+    again = Measured(path, write=True)
+    assert again.lacks("mnist", images=200, steps=80)
+    assert again["mnist"]["auc"] == 0.9  # until there is another
+    again.keep("mnist", images=200, steps=80, auc=0.8)
+    assert json.loads(path.read_text())["mnist"] == {"images": 200, "steps": 80, "auc": 0.8}  # not the other's `wrong`
+    assert not again.lacks("mnist", images=200, steps=80)
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", '{"recipe": "kit run"}'])
 def test_a_damaged_file_is_named(tmp_path, content):
     path = tmp_path / "chapter_measured.json"
