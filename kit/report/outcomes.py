@@ -149,11 +149,13 @@ class Outcomes(Mapping[Setting, np.ndarray]):
         return {"names": list(self.names), "n": self.n, "kind": "truth" if truth else "numbers", "values": values}
 
     @classmethod
-    def unpacked(cls, packed: Mapping[str, Any]) -> Outcomes:
-        """What `packed` made."""
-        truth, n = packed["kind"] == "truth", packed["n"]
-        found = {tuple(key.split("/")): _values(digits, truth, n) for key, digits in packed["values"].items()}
-        return cls(packed["names"], found)
+    def unpacked(cls, *packed: Mapping[str, Any]) -> Outcomes:
+        """What `packed` made; where several are given, such as the cells of a grid, all of them together."""
+        found = {
+            tuple(key.split("/")): _values(digits, part["kind"] == "truth", part["n"])
+            for part in packed for key, digits in part["values"].items()
+        }
+        return cls(packed[0]["names"], found)
 
     def kept(self, measured: Measured, group: str, name: str = "outcomes") -> Outcomes:
         """Under the full profile these, kept beside the chapter; otherwise what was kept there."""

@@ -95,6 +95,8 @@ def test_what_is_kept_comes_back(n):
     numbers = Outcomes(("a",), {"x": np.linspace(-1, 1, n), "y": np.zeros(n)})
     again = Outcomes.unpacked(json.loads(json.dumps(numbers.packed())))
     assert all(again[setting] == pytest.approx(values, rel=1e-6) for setting, values in numbers.items())
+    apart = [Outcomes(truth.names, {setting: values}).packed() for setting, values in truth.items()]
+    assert Outcomes.unpacked(*apart).packed() == truth.packed()
     if n == 500:
         assert len(json.dumps(truth.packed())) < 2 * 126 + 110  # four images a digit
 
