@@ -81,14 +81,17 @@ class Measured(dict[str, dict[str, Any]]):
     def missing(self, name: str, figure: str, cells: Iterable[str], **size: Any) -> list[str]:
         """Of a figure that is a dict, the cells that the full profile has yet to measure; none under the quick one.
 
-        With a size (`images=200`, say), a group that lacks some of them and was begun at another size is made anew.
+        With a size (`images=200`, say), a group is made anew that was measured at a smaller one, or that lacks some of
+        them and was begun at another one. Words (`device="cpu"`) are no size.
         """
         group, cells = self.made(name), list(cells)
-        left = [cell for cell in cells if cell not in group.get(figure, {})] if self.write else []
-        if left and any(group.get(key, value) != value for key, value in _finite(size).items()):
+        left = [cell for cell in cells if cell not in group.get(figure, {})]
+        sizes = {key: value for key, value in _finite(size).items() if not isinstance(value, str)}
+        smaller = any(isinstance(value, int) and group.get(key, value) < value for key, value in sizes.items())
+        if self.write and (smaller or left and any(group.get(key, value) != value for key, value in sizes.items())):
             self.stale.add(name)
             return cells
-        return left
+        return left if self.write else []
 
     def fill(
         self, name: str, figure: str, function: Callable[..., Any], cells: Mapping[str, tuple[Any, ...]], **figures: Any

@@ -20,6 +20,7 @@ from kit.run.files import (
     ROOT,
     UserError,
     code_key,
+    code_of,
     injected,
     measured_beside,
     needs,
@@ -163,6 +164,14 @@ def _groups(path: Path) -> int:
         return 0
 
 
+def _other_figures(notebook: Path, copy: Path) -> bool:
+    """Whether what the full profile keeps beside a notebook was changed, or deleted, after this copy was executed."""
+    kept = measured_beside(notebook)
+    if not kept.exists():
+        return kept.name in code_of(read(copy))
+    return kept.stat().st_mtime_ns > copy.stat().st_mtime_ns
+
+
 def prepare(notebook: Path, given: dict[str, Any], folder: Path, in_place: bool, force: bool) -> Job:
     nb = read(notebook)
     try:
@@ -183,6 +192,8 @@ def prepare(notebook: Path, given: dict[str, Any], folder: Path, in_place: bool,
         try:
             previous = read(target)
             earlier, good = stamp(previous), up_to_date(previous, key, prose=not in_place)
+            if given["profile"] == "full":
+                good = good and not _other_figures(notebook, target)
         except UserError:  # a damaged output is simply made again
             pass
     request = {

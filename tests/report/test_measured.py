@@ -109,12 +109,14 @@ def test_what_is_complete_is_kept_and_what_is_not_goes_on(tmp_path):
 def test_cells_of_two_sizes_are_never_mixed(tmp_path):
     path, ways = tmp_path / "m.json", ["a", "b"]
     measured = Measured(path, write=True)
-    for way in measured.missing("set", "ways", ways, images=20):
-        measured.add("set", "ways", way, 1, images=20)
+    for way in measured.missing("set", "ways", ways, images=20, device="cuda"):
+        measured.add("set", "ways", way, 1, images=20, device="cuda")
+    assert Measured(path, write=True).missing("set", "ways", ways, images=10) == []  # whole, and larger
+    assert Measured(path, write=True).missing("set", "ways", [*ways, "c"], images=10) == [*ways, "c"]
+    assert Measured(path, write=False).missing("set", "ways", ways, images=500) == []
     larger = Measured(path, write=True)
-    assert larger.missing("set", "ways", ways, images=500) == []  # whole: it stays as it is
-    assert larger.missing("set", "ways", [*ways, "c"], images=20) == ["c"]
-    assert larger.missing("set", "ways", [*ways, "c"], images=500) == [*ways, "c"]
+    assert larger.missing("set", "ways", [*ways, "c"], images=20, device="cpu") == ["c"]  # a device is no size
+    assert larger.missing("set", "ways", ways, images=500) == ways
     assert json.loads(path.read_text())["set"]["ways"] == {"a": 1, "b": 1}  # nothing is lost before the first is there
     larger.add("set", "ways", "a", 2, images=500)
     assert larger["set"] == {"images": 500, "ways": {"a": 2}}

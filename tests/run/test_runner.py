@@ -159,6 +159,23 @@ def test_what_is_up_to_date_is_skipped(book, monkeypatch):
     assert (again.seconds, again.cpu, again.memory) == (good.seconds, good.cpu, good.memory)
 
 
+def test_a_full_run_whose_figures_were_changed_or_deleted_is_run_again(tmp_path):
+    measure = ("import json\nfrom pathlib import Path\npath = Path('a_measured.json')\n"
+               "found = json.loads(path.read_text()) if path.exists() else {}\n"
+               "if 'n' not in found:\n    path.write_text(json.dumps({'n': 1}))")
+    notebook, kept = write(tmp_path / "a.ipynb", measure), tmp_path / "a_measured.json"
+
+    def status():
+        return run([notebook], profile="full", device="cpu", out=tmp_path / "out")[0].status
+
+    assert [status(), status()] == ["ok", "up to date"]
+    kept.write_text("{}")  # a group is taken out
+    assert [status(), status()] == ["ok", "up to date"]
+    kept.unlink()
+    assert [status(), status()] == ["ok", "up to date"]
+    assert json.loads(kept.read_text()) == {"n": 1}
+
+
 CHANGES = ["force", "seed", "code", "prose", "kit", "lock", "own weights", "measured", "edited", "damaged"]
 
 
