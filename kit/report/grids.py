@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 CLUSTER = "KIT_CLUSTER"  # the address of a dask scheduler; `kit run --cluster` sets it for its notebooks
+WORKERS = "KIT_CLUSTER_WORKERS"  # the addresses of those workers that were found to be the same as the others
 
 
 def computed(function: Callable[..., Any], cells: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[str, Any]]:
@@ -16,24 +17,45 @@ def computed(function: Callable[..., Any], cells: Mapping[str, tuple[Any, ...]])
     Where `KIT_CLUSTER` is set on the workers of that cluster, else in as many processes as this one has threads
     (OMP_NUM_THREADS), each on one; one after another where there is one thread, one cell, or a GPU in use, which the
     processes would have to share. A cell depends on its arguments alone, so that where it is computed changes nothing.
-    Raises what a cell raises; those that are done have been given by then.
+    Raises what a cell raises, with a note of which it was: side by side once all others are there. RuntimeError where a
+    process was killed, when those that were done have been given.
     """
     address, threads = os.environ.get(CLUSTER), int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     if len(cells) < 2 or _gpu_in_use() or not (address or threads > 1):
         for cell, arguments in cells.items():
-            yield cell, function(*arguments)
+            _, value, failed = _one(function, cell, arguments)
+            if failed:
+                raise failed
+            yield cell, value
         return
     from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    first: BaseException | None = None
     with ExitStack() as stack:
         jobs = -1 if address else threads
         stack.enter_context(_cluster(stack, address) if address else _processes())
         side_by_side = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
-        yield from side_by_side(delayed(_one)(function, cell, arguments) for cell, arguments in cells.items())
+        found = side_by_side(delayed(_one)(function, cell, arguments) for cell, arguments in cells.items())
+        try:
+            for cell, value, failed in found:
+                first = first or failed
+                if not failed:
+                    yield cell, value
+        except TerminatedWorkerError:
+            raise RuntimeError("a process that computed cells of a grid was killed, as happens when memory runs out: "
+                               "run again with a smaller OMP_NUM_THREADS; what was done by then is kept") from None
+    if first:
+        raise first
 
 
-def _one(function: Callable[..., Any], cell: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
-    return cell, function(*arguments)
+def _one(function: Callable[..., Any], cell: str, arguments: tuple[Any, ...]) -> tuple[str, Any, Exception | None]:
+    """A cell with its value, or with what it raised."""
+    try:
+        return cell, function(*arguments), None
+    except Exception as error:
+        error.add_note(f"in the cell {cell!r} of a grid")
+        return cell, None, error
 
 
 def _gpu_in_use() -> bool:
@@ -55,4 +77,5 @@ def _cluster(stack: ExitStack, address: str) -> AbstractContextManager:
     except ImportError:
         raise ImportError(f"{CLUSTER} is set, and dask is missing: run .venv/bin/pip install -e '.[scale]'") from None
     client = stack.enter_context(Client(address, timeout=30, set_as_default=False))
-    return parallel_config(backend="dask", client=client)
+    same = os.environ.get(WORKERS)
+    return parallel_config(backend="dask", client=client, **({"workers": same.split()} if same else {}))

@@ -37,16 +37,8 @@ class Measured(dict[str, dict[str, Any]]):
         super().__init__()
         self.path, self.write, self.about = Path(path), write, _finite(about)
         self.stale: set[str] = set()  # kept until they have been measured anew, so that a run that is killed loses none
-        if not self.path.exists():
-            return
-        try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{self.path} is not JSON ({error}): restore it, or delete it and run the full profile") \
-                from None
-        if not isinstance(found, dict) or not all(isinstance(group, dict) for group in found.values()):
-            raise ValueError(f"{self.path} does not hold named groups of figures: restore it, or delete it and run the "
-                             "full profile")
+        found = kept_in(self.path)
+        self.before = found  # what the file held when last seen
         self.update(found)
         if write and os.environ.get(ANEW):
             self.stale = set(found)
@@ -57,7 +49,10 @@ class Measured(dict[str, dict[str, Any]]):
             return
         self[name] = self.made(name) | self.about | _finite(figures)
         self.stale.discard(name)
+        if (there := kept_in(self.path)) != self.before:  # by another run of the chapter
+            self.update(merged(there, self.before, self))
         written(self.path, self)
+        self.before = json.loads(json.dumps(self))
 
     def made(self, name: str) -> dict[str, Any]:
         """The figures of a group; none where it is to be made anew, or was made otherwise, as from another seed."""
@@ -107,9 +102,21 @@ class Measured(dict[str, dict[str, Any]]):
         self.keep(name, **figures, **{figure: self.made(name).get(figure, {}) | {cell: value}})
 
 
+def kept_in(path: Path) -> dict[str, dict[str, Any]]:
+    """The groups that a file holds; none where there is none. Raises ValueError for a file that is no such dict."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): restore it, or delete it and run the full profile") from None
+    if not isinstance(found, dict) or not all(isinstance(group, dict) for group in found.values()):
+        raise ValueError(f"{path} does not hold named groups of figures: restore it, or delete it and run the full "
+                         "profile")
+    return found
+
+
 def written(path: Path, groups: dict[str, dict[str, Any]]) -> None:
     """Write the groups, in place of the file only once they are all there."""
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         part.write_text(json.dumps(groups, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         part.replace(path)

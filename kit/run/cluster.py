@@ -23,13 +23,13 @@ from typing import Any
 
 from rich.console import Console
 
-from kit.report.measured import merged, written
+from kit.report.measured import kept_in, merged, written
 from kit.run.crew import PAUSE, Crew, Worker, cluster
 from kit.run.execute import EDITED, FULL_DISK
 from kit.run.files import UserError, files_beside, measured_beside, read
 from kit.run.job import Job, Result, relative
 from kit.run.notebooks import shown
-from kit.run.worker import execute_order, text_of
+from kit.run.worker import execute_order
 
 LOSSES = 10  # so often a notebook starts again because its worker was lost
 
@@ -61,7 +61,7 @@ def run_on_cluster(
     Raises UserError before anything runs for a cluster that is not there, for workers that differ, and for a notebook
     that asks for more than any of them offers.
     """
-    say = console.print if console is not None else (lambda *_, **__: None)
+    say, address = console.print if console is not None else (lambda *_, **__: None), address.lower()
     with cluster(address, any(job.needs.get("GPU") for job in todo)) as client:
         crew = Crew(client, todo, todo[0].request["stamp"]["profile"], lambda text: say(text, soft_wrap=True))
         _ready(crew, todo, device, waits=not address.startswith("local:"))
@@ -112,6 +112,7 @@ class _Run:
         self.orders: dict[str, Order] = {}
         self.losses: dict[Path, int] = {}
         self.told: set[str] = set()
+        self.alone = False  # without a worker
         self.back = threading.Event()  # a notebook has come back
 
     def run(self) -> None:
@@ -139,12 +140,15 @@ class _Run:
                 self.waiting.remove(job)
                 try:
                     self.send(job, worker)
-                except OSError as error:
+                except (OSError, ValueError) as error:
                     self.done(job, Result(job.notebook, job.target, "failed", error=str(error)))
         if self.waiting and not self.orders and (why := self.crew.nobody()):
             for job in self.waiting:
                 self.done(job, Result(job.notebook, job.target, "failed", error=f"no worker is left: {why}"))
             self.waiting = []
+        if not self.crew.workers and not self.alone:
+            self.crew.say("No worker is left: waiting for one.")
+        self.alone = not self.crew.workers
 
     def send(self, job: Job, worker: Worker) -> None:
         beside_it = files_beside(read(job.notebook), job.notebook)
@@ -154,16 +158,16 @@ class _Run:
         order = {
             "id": name, "topic": self.crew.topic, "place": str(relative(job.notebook)), "files": files,
             "request": job.request, "limit": self.limit, "anew": self.anew, "gpu": bool(job.needs.get("GPU")),
-            "threads": self.crew.threads_of(worker, self.in_place),
+            "threads": self.crew.threads_of(worker, self.in_place), "workers": list(self.crew.workers),
         }  # fmt: skip
-        sent = files.get(measured_beside(job.notebook).name, b"{}")
+        sent = kept_in(measured_beside(job.notebook))
         job.started, job.share = time.monotonic(), 0.0
         worker.taken[name] = job.needs
         counted = {n: number for n, number in job.needs.items() if n in worker.declared}
         future = self.crew.client.submit(execute_order, order, key=f"{job.notebook.stem}-{name}", pure=False,
                                          workers=[worker.address], resources=counted)
         future.add_done_callback(lambda _: self.back.set())
-        self.orders[name] = Order(job, worker, files[job.notebook.name], json.loads(sent), future)
+        self.orders[name] = Order(job, worker, files[job.notebook.name], sent, future)
 
     def listen(self) -> None:
         """What workers have said: how far a notebook is, and the groups that it has measured, which are kept now."""
@@ -171,7 +175,7 @@ class _Run:
             event = self.crew.heard.get()
             if order := self.orders.get(event["order"]):
                 order.job.share, order.job.source = event["share"], event["source"]
-                with suppress(OSError):  # it is tried again with the result
+                with suppress(OSError, ValueError):  # it is tried again with the result
                     self.keep(order, event["measured"])
         for address, why in self.crew.refused.items():
             if address not in self.told:
@@ -184,7 +188,7 @@ class _Run:
         if found == order.measured:
             return
         path = measured_beside(order.job.notebook)
-        written(path, merged(json.loads(text_of(path) or "{}"), order.measured, found))
+        written(path, merged(kept_in(path), order.measured, found))
         order.measured = found
 
     def collect(self) -> None:
@@ -231,6 +235,8 @@ class _Run:
                     self.waiting.insert(0, job)
                     return
             output = self.gathered(order, answer)
+        except ValueError as error:
+            found, output = found | {"status": "failed", "error": str(error)}, job.target
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             said = f"{FULL_DISK}: free some space for {job.target.parent} and run again" if full else \

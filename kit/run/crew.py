@@ -27,7 +27,7 @@ from kit.run.worker import facts, setup
 
 PAUSE = 0.5  # seconds between two looks at the workers
 ORPHAN = 60  # seconds after which a worker of this machine leaves that finds no scheduler: it started as the run ended
-ADDRESS = re.compile(r"((tcp|tls|ucx|ws|wss)://)?[^/\s]+:[0-9]+")
+ADDRESS = re.compile(r"(tcp://)?[^/\s]+:([0-9]{1,5})")
 
 
 def package() -> Any:
@@ -77,11 +77,7 @@ class Crew:
 
     def look(self) -> None:
         """Learn which workers are there. A new one with another version or other data than the rest gets nothing."""
-        try:
-            there = set(self.client.nthreads())
-        except OSError as error:
-            raise UserError(f"the dask scheduler is gone ({type(error).__name__}): start it again with its workers, "
-                            "and the same command goes on from there") from None
+        there = set(self._asked(self.client.nthreads))
         for address in set(self.workers) - there:
             del self.workers[address]
         for address in set(self.refused) - there:
@@ -89,7 +85,7 @@ class Crew:
         new = sorted(there - set(self.workers) - set(self.refused))
         if not new:
             return
-        answers = self.client.run(facts, self.code, self.with_data, workers=new, on_error="return")
+        answers = self._asked(self.client.run, facts, self.code, self.with_data, workers=new, on_error="return")
         for address in new:
             found = answers.get(address)
             if isinstance(found, OSError):  # it is gone again
@@ -101,6 +97,14 @@ class Crew:
                 self.refused[address] = f"the worker {found['name']} ({address}) {wrong}"
             else:
                 self.workers[address] = worker_of(address, found)
+
+    @staticmethod
+    def _asked(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return call(*arguments, **options)
+        except OSError as error:
+            raise UserError(f"the dask scheduler is gone ({type(error).__name__}): start it again with its workers, "
+                            "and the same command goes on from there") from None
 
     def mismatch(self, found: dict[str, Any]) -> str:
         """In what a worker differs from this machine, or from the data of the first worker; empty if in nothing."""
@@ -152,7 +156,8 @@ def differing(here: dict[str, str], there: dict[str, str]) -> str:
 def cluster(address: str, gpus: bool = False) -> Iterator[Any]:
     """A client of the cluster: of one that is there, or of processes of this machine that end with the block."""
     distributed = package()
-    if not address.startswith("local:") and not ADDRESS.fullmatch(address):
+    form = ADDRESS.fullmatch(address)
+    if not address.startswith("local:") and not (form and int(form[2]) < 2**16):
         raise UserError("a cluster is local:N, N workers of this machine, or the address that a dask scheduler prints, "
                         f"tcp://HOST:8786: not {address!r}")
     if not address.startswith("local:"):
@@ -168,7 +173,7 @@ def cluster(address: str, gpus: bool = False) -> Iterator[Any]:
                 client.close()
         return
     number = address.removeprefix("local:")
-    if not number.isdigit() or int(number) < 1:
+    if not re.fullmatch("[1-9][0-9]*", number):
         raise UserError(f"local:N starts N workers on this machine, at least 1: not {address!r}")
     import dask.config
 

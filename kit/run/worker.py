@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kit.report.grids import CLUSTER
+from kit.report.grids import CLUSTER, WORKERS
 from kit.run.execute import FULL_DISK
 from kit.run.files import ROOT, installed, measured_beside, package_key, versions, weights_used
 from kit.run.job import Job, beside, kernel_environment, kill, perform
@@ -29,6 +29,8 @@ def facts(code: str, data: bool, dask_worker: Any) -> dict[str, Any]:
     By `Client.run`, which gives the worker itself as `dask_worker`.
     """
     worker = dask_worker
+    # What it computes itself, the cells of grids, is to be what a kernel computes: torch is not there yet.
+    os.environ |= {name: v for name, v in kernel_environment(1, gpu=True).items() if name != "PYTHONPATH"}
     limit = getattr(worker.memory_manager, "memory_limit", None)
     return {
         "name": str(worker.name), "host": socket.gethostname(), "threads": worker.state.nthreads, "cores": cores(),
@@ -97,7 +99,9 @@ def execute_order(order: dict[str, Any]) -> dict[str, Any]:
 def _executed(order: dict[str, Any], folder: Path, worker: Any, key: Any) -> dict[str, Any]:
     notebook = folder / "in" / order["place"]
     for name, content in order["files"].items():
-        path = notebook.parent / name
+        path = (notebook.parent / name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise OSError(f"{name} lies outside the project, and is not written there")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     target = notebook if order["request"]["in_place"] else folder / "out" / order["place"]
@@ -109,7 +113,7 @@ def _executed(order: dict[str, Any], folder: Path, worker: Any, key: Any) -> dic
     variables = kernel_environment(order["threads"], gpu=order["gpu"], shipped=order["request"]["in_place"])
     environment = {**os.environ, **variables, **order["anew"], "JUPYTER_RUNTIME_DIR": str(runtime)}
     if not order["request"]["in_place"]:
-        environment[CLUSTER] = worker.scheduler.address
+        environment |= {CLUSTER: worker.scheduler.address, WORKERS: " ".join(order["workers"])}
     stopping, over = threading.Event(), threading.Event()
     watch = threading.Thread(target=_watch, args=(order, job, worker, key, stopping, over), daemon=True)
     watch.start()

@@ -62,6 +62,24 @@ def test_with_more_threads_there_are_as_many_processes_of_one_thread_each(monkey
     assert {pid for _, (pid, _, _) in computed(where, cells)} == {os.getpid()}
 
 
+def test_a_cell_that_fails_is_named_and_costs_no_other(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    found, done = computed(squared, {f"n = {n}": (n,) for n in (3, 1, 2, 4)}), []
+    with pytest.raises(RuntimeError, match="three") as raised:
+        done.extend(cell for cell, _ in found)
+    assert raised.value.__notes__ == ["in the cell 'n = 3' of a grid"]
+    assert sorted(done) == ["n = 1", "n = 2", "n = 4"]
+
+
+def test_a_process_that_is_killed_is_one_sentence(monkeypatch):
+    def killed(n):
+        os.kill(os.getpid(), 9)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with pytest.raises(RuntimeError, match="was killed, as happens when memory runs out: run again"):
+        list(computed(killed, {"1": (1,), "2": (2,)}))
+
+
 def test_a_cluster_without_dask_is_one_sentence(monkeypatch):
     monkeypatch.setenv(CLUSTER, "tcp://127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "distributed", None)

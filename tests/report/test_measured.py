@@ -125,6 +125,21 @@ def test_cells_of_two_sizes_are_never_mixed(tmp_path):
     assert larger["set"] == {"images": 30, "ways": {"a": 3, "d": 3}}
 
 
+def test_two_runs_of_a_chapter_lose_nothing(tmp_path):
+    path = tmp_path / "m.json"
+    Measured(path, write=True).keep("old", n=1)
+    one, two = Measured(path, write=True), Measured(path, write=True)
+    one.keep("a", n=1)
+    two.keep("b", n=2)
+    one.add("grid", "cells", "x", 1)
+    two.add("grid", "cells", "y", 2)
+    one.keep("old", n=3)
+    two.keep("b", n=4)
+    assert json.loads(path.read_text()) == {
+        "old": {"n": 3}, "a": {"n": 1}, "b": {"n": 4}, "grid": {"cells": {"x": 1, "y": 2}}}
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_group_says_itself_that_it_is_not_finished(tmp_path):
     measured = Measured(tmp_path / "chapter_measured.json", write=True)
     measured.keep("game", outcomes=1, finished=False)

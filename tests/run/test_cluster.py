@@ -291,6 +291,25 @@ def test_the_cells_of_a_grid_go_to_the_workers_and_are_kept(client, here, tmp_pa
     assert {pid for pid, _ in cells.values()} <= set(client.run(os.getpid).values())
 
 
+def test_the_cells_of_a_grid_go_to_no_other_worker_than_the_notebooks(client, here, monkeypatch):
+    from kit.report.grids import computed
+
+    client.wait_for_workers(2, timeout=120)
+    address, pid = next(iter(client.run(os.getpid).items()))
+    monkeypatch.setenv("KIT_CLUSTER", here)
+    monkeypatch.setenv("KIT_CLUSTER_WORKERS", address)
+    assert {found for _, found in computed(os.getpid, {str(n): () for n in range(6)})} == {pid}
+
+
+def test_damaged_figures_fail_their_notebook_alone(here, tmp_path):
+    work = [write(tmp_path / f"{name}.ipynb", "1") for name in "ab"]
+    (tmp_path / "a_measured.json").write_text('{"half":')
+    a, b = run(work, profile="full", device="cpu", cluster=here, out=tmp_path / "out")
+    assert (a.status, b.status) == ("failed", "ok")
+    assert "a_measured.json is not JSON" in a.error
+    assert "restore it, or delete it" in a.error
+
+
 def test_what_no_worker_offers_is_refused(here, tmp_path):
     notebook = write(tmp_path / "a.ipynb", "1")
     nb = json.loads(notebook.read_text())
@@ -361,9 +380,10 @@ def test_a_worker_that_finds_no_scheduler_leaves(tmp_path, monkeypatch):
 def test_mistakes(tmp_path, monkeypatch):
     notebook = write(tmp_path / "a.ipynb", "1")
     for address, words in (
-        ("local:0", "at least 1"), ("local:x", "at least 1"), ("nothing", "tcp://HOST:8786: not 'nothing'"),
-        ("tcp://h:x", "not 'tcp://h:x'"), ("http://h:80", "not 'http://h:80'"), ("127.0.0.1", "not '127.0.0.1'"),
-        ("tcp://127.0.0.1:9", "no dask scheduler answers at tcp://127.0.0.1:9"),
+        ("local:0", "at least 1"), ("local:x", "at least 1"), ("local:²", "at least 1"), ("LOCAL:0", "at least 1"),
+        ("nothing", "tcp://HOST:8786: not 'nothing'"), ("tcp://h:x", "not 'tcp://h:x'"), ("tls://h:1", "not 'tls://h"),
+        ("tcp://h:99999", "not 'tcp://h:99999'"), ("http://h:80", "not 'http://h:80'"),
+        ("127.0.0.1", "not '127.0.0.1'"), ("tcp://127.0.0.1:9", "no dask scheduler answers at tcp://127.0.0.1:9"),
     ):
         with pytest.raises(UserError, match=words):
             run([notebook], cluster=address, out=tmp_path / "out")
@@ -453,9 +473,28 @@ def test_a_scheduler_that_is_gone_is_one_sentence():
     def gone():
         raise OSError("Timed out")
 
-    client = SimpleNamespace(nthreads=gone, subscribe_topic=lambda *_: None)
-    with pytest.raises(UserError, match=r"the dask scheduler is gone \(OSError\): start it again"):
-        crews.Crew(client, [], "quick", print).look()
+    for nthreads in (gone, lambda: {"tcp://a": 1}):  # before, and as a new worker is asked
+        client = SimpleNamespace(nthreads=nthreads, run=lambda *_, **__: gone(), subscribe_topic=lambda *_: None)
+        with pytest.raises(UserError, match=r"the dask scheduler is gone \(OSError\): start it again"):
+            crews.Crew(client, [], "quick", print).look()
+
+
+def test_a_worker_computes_with_the_instructions_of_a_kernel(monkeypatch):
+    from kit.run import job
+    from kit.run.worker import facts
+
+    monkeypatch.setattr(job, "has_avx2", lambda: True)
+    monkeypatch.setattr(os, "environ", {**os.environ, "OMP_NUM_THREADS": "7", "ATEN_CPU_CAPABILITY": "default"})
+    state = SimpleNamespace(nthreads=1, total_resources={})
+    facts("", False, SimpleNamespace(name="w", state=state, memory_manager=None))
+    assert (os.environ["ATEN_CPU_CAPABILITY"], os.environ["OMP_NUM_THREADS"]) == ("avx2", "1")
+
+
+def test_a_file_named_by_its_whole_path_is_not_sent(tmp_path):
+    (tmp_path / "table.csv").write_text("a table")
+    for name, found in (("table.csv", ["table.csv"]), (str(tmp_path / "table.csv"), [])):
+        notebook = write(tmp_path / "a.ipynb", f"open({name!r})")
+        assert list(files.files_beside(files.read(notebook), notebook)) == found
 
 
 def test_a_lost_connection_is_not_told_twice(capsys):
