@@ -153,7 +153,7 @@ class _Run:
     def send(self, job: Job, worker: Worker) -> None:
         beside_it = files_beside(read(job.notebook), job.notebook)
         files = {job.notebook.name: job.notebook.read_bytes()}
-        files |= {name: path.read_bytes() for name, path in beside_it.items()}
+        files |= {name: path.read_bytes() for name, path in beside_it.items() if not Path(name).is_absolute()}
         name = uuid.uuid4().hex
         order = {
             "id": name, "topic": self.crew.topic, "place": str(relative(job.notebook)), "files": files,

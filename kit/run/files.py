@@ -198,12 +198,8 @@ def measured_beside(path: Path) -> Path:
 
 
 def files_beside(nb: dict[str, Any], path: Path) -> dict[str, Path]:
-    """The files beside the notebook that its code names, by that name, and what it measured.
-
-    A file that is named by its whole path is not beside it: each machine has its own.
-    """
+    """The files beside the notebook that its code names, by that name, and what it measured."""
     names = {measured_beside(path).name, *re.findall(r"""["']([\w.\-/ ]+\.\w+)["']""", code_of(nb))}
-    names = {name for name in names if not Path(name).is_absolute()}
     return {name: path.parent / name for name in sorted(names) if (path.parent / name).is_file()}
 
 
